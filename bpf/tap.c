@@ -7,8 +7,8 @@
  * nothing to its socket.  What matches goes into the ring:
  *
  *   from a client   payload, and FIN, RST and URG; a SYN is only counted
- *   from production FIN and RST; what else user space asked for (struct tap_wants), without payload; and where answers
- *                   are compared, the first bytes of each segment with payload
+ *   from production FIN and RST; what else user space asked for (struct tap_wants), without payload; and where
+ *                   responses are compared, the first bytes of each segment with payload
  *   ACCEPTED        once production's SYN-ACK was seen, and behind it what only a connection sends that was accepted:
  *                   SYNs that a firewall turned away never get that far, nor handshakes that are complete and that a
  *                   full accept queue turned away; until then a connection costs a place among those of its hash,
@@ -408,10 +408,10 @@ static inline int parse_tcp(struct __sk_buff *skb, u32 l4, u32 end, __be16 *spor
  * comparison may lose what it wants, and must not cost a client's segment.  NOTE: of a packet beyond TAP_CHUNK the
  * rest is not copied.
  */
-static inline int answer(struct __sk_buff *skb, struct tap_config *c, const struct tap_key *key, const struct seen *p,
-			  u32 hash)
+static inline int response(struct __sk_buff *skb, struct tap_config *c, const struct tap_key *key, const struct seen *p,
+			   u32 hash)
 {
-	u32 size = p->length < c->answer_bytes ? p->length : c->answer_bytes;
+	u32 size = p->length < c->response_bytes ? p->length : c->response_bytes;
 	if (size > TAP_CHUNK)
 		size = TAP_CHUNK;
 	u32 shard = shard_of(hash);
@@ -419,15 +419,15 @@ static inline int answer(struct __sk_buff *skb, struct tap_config *c, const stru
 	int ok = of && bpf_ringbuf_query(of, BPF_RB_AVAIL_DATA) < TAP_RING_PAGES * 2048ull &&
 		 emit(skb, key, p, hash, (p->flags & 0xff) | TAP_FROM_SERVER, p->seq, p->payload, p->length, size,
 		      room_for(size));
-	count(shard, ok ? TAP_ANSWERS : TAP_ANSWERS_LOST, 1, p->length);
+	count(shard, ok ? TAP_RESPONSES : TAP_RESPONSES_LOST, 1, p->length);
 	return ok;
 }
 
 /* Whether production's payload on flows of this hash is copied. */
-static inline int wants_answers(const struct tap_wants *w, u32 hash, u32 shard)
+static inline int wants_responses(const struct tap_wants *w, u32 hash, u32 shard)
 {
 	const struct tap_window *of = &w->window[shard & (TAP_MAX_WORKERS - 1)];
-	return (w->bucket[hash & 0xffff] & TAP_WANT_ANSWERS) || ((hash - of->first) & 0xffff) < of->count;
+	return (w->bucket[hash & 0xffff] & TAP_WANT_RESPONSES) || ((hash - of->first) & 0xffff) < of->count;
 }
 
 /* In the flags of a handshake: what of production the client may acknowledge beside its SYN.  Some where production accepted
@@ -631,9 +631,9 @@ static inline int from_server(struct __sk_buff *skb, struct tap_config *c, const
 	if (!w || (p->flags & SYN))
 		return 0;
 	u8 *once = &w->once[hash & 0xffff];
-	if (c->answer_bytes && p->length && !p->fragment) {
+	if (c->response_bytes && p->length && !p->fragment) {
 		/* Without its payload it still tells what was acknowledged, and that the connection ends. */
-		if (wants_answers(w, hash, shard) && answer(skb, c, key, p, hash)) {
+		if (wants_responses(w, hash, shard) && response(skb, c, key, p, hash)) {
 			if (*once)
 				*once = 0;
 			return 0;

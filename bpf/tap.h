@@ -84,7 +84,7 @@ struct tap_config {
 	__u32 dscp; /* of packets that no tap may capture */
 	__u32 link_count;
 	__u32 client_count; /* 0: any client */
-	__u32 answer_bytes; /* copied of each of production's segments, of flows whose answers are wanted; 0: none */
+	__u32 response_bytes; /* copied of each of production's segments, if its flow's responses are wanted; 0: none */
 	__u32 zero;	    /* is 0, which the verifier does not know */
 	__u32 probe;	    /* first sequence number of the SYN that looks whether a shadow leads back; 0: none */
 	__u8 addrs[TAP_MAX_ADDRS][16];
@@ -110,10 +110,10 @@ enum {
 	TAP_ACCEPTED_COUNT,
 	TAP_BARE_ACK,
 	TAP_EGRESS,
-	TAP_CONTROL_LOST, /* records without payload that the ring had no room for */
-	TAP_LOOP_SYN, /* that bear the mark, or are the probe's */
-	TAP_ANSWERS, /* segments of production with payload that became records with it */
-	TAP_ANSWERS_LOST, /* that did not: the ring was half full, and the rest is the clients' */
+	TAP_CONTROL_LOST,   /* records without payload that the ring had no room for */
+	TAP_LOOP_SYN,	    /* that bear the mark, or are the probe's */
+	TAP_RESPONSES,	    /* segments of production with payload that became records with it */
+	TAP_RESPONSES_LOST, /* that did not: the ring was half full, and the rest is the clients' */
 	TAP_COUNTERS = 16
 };
 
@@ -125,14 +125,14 @@ struct tap_counter {
 /*
  * Which acknowledgements of production become records, by the low 16 bits of the flow's hash: all in the buckets with
  * TAP_WANT_ALL, and the next packet only where `once` is set.  Production's payload does too in the buckets with
- * TAP_WANT_ANSWERS and in the window of the flow's worker: so many buckets, from the first on and around.
+ * TAP_WANT_RESPONSES and in the window of the flow's worker: so many buckets, from the first on and around.
  *
  * While the program runs, only user space writes to `bucket` and only the program writes to `once`: neither can undo
  * what the other writes at the same time.  But a worker that takes over from one that died sets `once` again: at worst
  * one packet less becomes a record.
  */
 #define TAP_WANT_ALL 1
-#define TAP_WANT_ANSWERS 2
+#define TAP_WANT_RESPONSES 2
 
 #define TAP_MAX_WORKERS 64
 
@@ -148,7 +148,7 @@ struct tap_wants {
 };
 
 /* Of a handshake that production answered: first sequence number of each side, and what to tell once it accepted.
- * Before the answer, of a SYN with data (RFC 7413): the number that acknowledges it all, and TAP_EARLY alone. */
+ * Before that, of a SYN with data (RFC 7413): the number that acknowledges it all, and TAP_EARLY alone. */
 struct tap_first {
 	__u32 client;
 	__u32 server;

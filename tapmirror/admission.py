@@ -36,7 +36,7 @@ COMPLETED: Final = 32_768
 """Most handshakes that are remembered of those that the client completed: the size of the map `completed` there."""
 WANT_ONE: Final = 1
 WANT_ALL: Final = 2
-WANT_ANSWERS: Final = 4
+WANT_RESPONSES: Final = 4
 MASK: Final = 0xFFFFFFFF
 CHUNK: Final = 65_536
 """TAP_CHUNK of bpf/tap.h.  A larger packet (BIG TCP) becomes several records, the last of which has its FIN or PSH."""
@@ -73,7 +73,8 @@ class Admission:
     `both_ways`: production's packets come in as well, from a mirror port or through a tunnel.
     `many`: there are several interfaces, and the same packet may pass more than one.
     `either_way`: production may be behind the interface, so only its address tells the direction.
-    `answer_bytes`: how much is captured of each segment of production with payload, if its flow's answers are wanted.
+    `response_bytes`: how much is captured of each segment of production with payload, if its flow's responses are
+    wanted.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class Admission:
         probe: int = 0,
         egress_all: bool,
         both_ways: bool = False,
-        answer_bytes: int = 0,
+        response_bytes: int = 0,
         many: bool = False,
         either_way: bool = False,
     ) -> None:
@@ -105,7 +106,7 @@ class Admission:
         self._many = many
         self._either_way = either_way
         self._egress_all = egress_all
-        self._answer_bytes = answer_bytes
+        self._response_bytes = response_bytes
         self._wants = bytearray(bytes([WANT_ONE]) * BUCKETS)
         self._window = (0, BUCKETS)
         self._handshakes: OrderedDict[FlowKey, tuple[int, int, int]] = OrderedDict()
@@ -125,14 +126,14 @@ class Admission:
         bucket = flow_hash(key, self._seed) & 0xFFFF
         self._wants[bucket] = self._wants[bucket] & ~WANT_ALL | (WANT_ALL if wanted else 0)
 
-    def want_answers(self, first: int, count: int) -> None:
+    def want_responses(self, first: int, count: int) -> None:
         """Report production's payload in `count` buckets from `first` on; after the last bucket comes the first."""
         self._window = (first, count)
 
-    def keep_answers(self, key: FlowKey, wanted: bool) -> None:
+    def keep_responses(self, key: FlowKey, wanted: bool) -> None:
         """Begin or stop to report production's payload in the flow's bucket, wherever that window is."""
         bucket = flow_hash(key, self._seed) & 0xFFFF
-        self._wants[bucket] = self._wants[bucket] & ~WANT_ANSWERS | (WANT_ANSWERS if wanted else 0)
+        self._wants[bucket] = self._wants[bucket] & ~WANT_RESPONSES | (WANT_RESPONSES if wanted else 0)
 
     def count(self, name: str, size: int = 0) -> None:
         """Add one record of `size` bytes to a counter."""
@@ -211,10 +212,10 @@ class Admission:
             if shown is None:
                 return []
             told = shown
-        if self._answer_bytes and size and not fragment and self._wants_answers(bucket):
+        if self._response_bytes and size and not fragment and self._wants_responses(bucket):
             self._wants[bucket] &= ~WANT_ONE
-            self.count("answers", size)
-            payload = payload[: min(self._answer_bytes, CHUNK)]
+            self.count("responses", size)
+            payload = payload[: min(self._response_bytes, CHUNK)]
             return [*told, (key, flags & 0xFF | FROM_SERVER, seq, ack, size, payload, time_ns)]
         if not flags & (FIN | RST) and not self._egress_all:
             if not self._wants[bucket] & (WANT_ONE | WANT_ALL):
@@ -248,9 +249,9 @@ class Admission:
             return []
         return self._accepted(key, time_ns)
 
-    def _wants_answers(self, bucket: int) -> bool:
+    def _wants_responses(self, bucket: int) -> bool:
         first, count = self._window
-        return bool(self._wants[bucket] & WANT_ANSWERS) or (bucket - first) & 0xFFFF < count
+        return bool(self._wants[bucket] & WANT_RESPONSES) or (bucket - first) & 0xFFFF < count
 
     def from_client(
         self,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A flow table that follows production's direction too: where answers are compared.
+"""A flow table that follows production's direction too: where responses are compared.
 
 Theory of operation
 -------------------
@@ -10,7 +10,7 @@ hole is a `Gap` at once.  What is behind was seen already (a retransmission), an
 What the capture lost without anything after it shows when the client acknowledges it; its next data tells that before
 it can begin a request.  So when a request begins, all that production had sent before it is accounted for.
 
-A client that begins a request where it has received nothing since its last data did not wait for an answer
+A client that begins a request where it has received nothing since its last data did not wait for a response
 (`Flow.pipelines`).  That shows behind a hole too, where requests are not framed: a segment there that begins like one
 is taken for one.
 
@@ -48,22 +48,22 @@ from tapmirror.ledger import Ledger
 from tapmirror.spec import Limits
 from tapmirror.tcp import FAR, MASK, Piece, distance
 
-ANSWER: Final = None
-"""In the place of `after_reply`: the chunk is production's."""
+RESPONSE: Final = None
+"""In the place of `after_response`: the chunk is production's."""
 
 _PLAIN: Final = (FROM_SERVER | ACK | PSH, FROM_SERVER | ACK)
 """Flags of nearly all of production's segments with data."""
 
 EitherEvent: TypeAlias = "tuple[Flow, Chunk | Dismissed | ServerFin | Cut, bool | None]"
-"""An `Event`, or one of production's direction, which has `ANSWER` in the place of `after_reply`."""
+"""An `Event`, or one of production's direction, which has `RESPONSE` in the place of `after_response`."""
 
 
 class AnsweredTable(FlowTable):
-    """All flows of one worker; `answers` counts production's segments, which are in no ledger."""
+    """All flows of one worker; `responses` counts production's segments, which are in no ledger."""
 
-    def __init__(self, limits: Limits, seed: int, ledger: Ledger, answers: Counter[str]) -> None:
+    def __init__(self, limits: Limits, seed: int, ledger: Ledger, responses: Counter[str]) -> None:
         super().__init__(limits, seed, ledger)
-        self._answers = answers
+        self._responses = responses
 
     def goes_on(self, segment: Segment, now: float) -> Flow | None:
         """Take a segment of production as nearly all are: what follows on the one before, and tells nothing of the
@@ -76,14 +76,14 @@ class AnsweredTable(FlowTable):
         rx = flow.rx
         if ack != rx.next or not rx.simple or not length or length != len(payload):
             return None
-        self._answers["segments"] += 1
+        self._responses["segments"] += 1
         flow.last = now
         flow.followed_to = end = (seq + length) & MASK
         if flow.server_next == seq:
             flow.answered += length
             flow.server_next = end
         else:
-            self._count_answer(flow, seq, length)
+            self._count_response(flow, seq, length)
         return flow
 
     def accept(self, segment: Segment, now: float) -> tuple[Sequence[Event], list[Segment]]:
@@ -126,7 +126,7 @@ class AnsweredTable(FlowTable):
     def _follow(self, flow: Flow, segment: Segment) -> Collection[EitherEvent]:
         """What production's stream gained."""
         _, flags, seq, _, length, payload, _ = segment
-        counts = self._answers
+        counts = self._responses
         if length and flow.followed_to is None:
             flow.followed_to = seq
         events: list[EitherEvent] = []
@@ -145,14 +145,14 @@ class AnsweredTable(FlowTable):
             captured = payload[old:] if old else payload
             length -= old
             flow.followed_to = ((flow.followed_to or 0) + length) & MASK
-            events.append((flow, captured if len(captured) == length else Cut(captured, length), ANSWER))
+            events.append((flow, captured if len(captured) == length else Cut(captured, length), RESPONSE))
         if flags & FIN and flow.followed_to is not None and (seq + segment[4]) & MASK == flow.followed_to:
             flow.followed_to = (flow.followed_to + 1) & MASK
-            events.append((flow, End(reset=False), ANSWER))
+            events.append((flow, End(reset=False), RESPONSE))
         return events
 
     def _gap(self, flow: Flow, length: int) -> EitherEvent:
-        self._answers["gaps"] += 1
-        self._answers["gap_bytes"] += length
+        self._responses["gaps"] += 1
+        self._responses["gap_bytes"] += length
         flow.followed_to = ((flow.followed_to or 0) + length) & MASK
-        return flow, Gap(length), ANSWER
+        return flow, Gap(length), RESPONSE

@@ -3,7 +3,7 @@
 conversation.
 
 The order of what a conversation is fed makes the pairs: what production had sent before a request, the request when its
-head is known, the shadows that get it once policy has decided, and its end.  Replay feeds the shadows' answers
+head is known, the shadows that get it once policy has decided, and its end.  Replay feeds the shadows' responses
 (`Conversation`).
 
 Pure: no I/O, no clock.
@@ -15,7 +15,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from tapmirror.answered import ANSWER, AnsweredTable, EitherEvent
+from tapmirror.answered import RESPONSE, AnsweredTable, EitherEvent
 from tapmirror.compare.comparison import BEGINNINGS, Comparison
 from tapmirror.compare.pairing import Conversation
 from tapmirror.compare.thinning import Backlog, Rotation
@@ -44,8 +44,8 @@ from tapmirror.events import (
 from tapmirror.exchange import PROBE, Unpaired
 from tapmirror.flow import Flow
 from tapmirror.flows import BEGINS
-from tapmirror.framing.answers import NOTHING
 from tapmirror.framing.head import is_safe
+from tapmirror.framing.response_content import NOTHING
 from tapmirror.ledger import Ledger
 from tapmirror.packet import BUCKETS, flow_hash
 from tapmirror.pipeline import Framer, Pipeline
@@ -58,7 +58,7 @@ from tapmirror.wants import Wants
 NEVER: Final = 1 << 63
 """Nanoseconds of CLOCK_MONOTONIC."""
 TICK: Final = 1.0
-"""Seconds between two checks for requests that wait too long for an answer."""
+"""Seconds between two checks for requests that wait too long for a response."""
 TARGET_BYTES: Final = 4096
 """Most bytes that are kept of the target of a longer head."""
 HEAD_BYTES: Final = 8192
@@ -74,7 +74,7 @@ PROBE_BYTES: Final = 16_384
 
 
 class Talk:
-    """A connection whose answers are compared."""
+    """A connection whose responses are compared."""
 
     __slots__ = ("ack", "bucket", "conversation", "current", "flow", "follows", "number", "over", "probes")
 
@@ -97,13 +97,13 @@ class Talk:
 
 
 class ComparingPipeline(Pipeline):
-    """As `Pipeline`, for a tap that compares answers.
+    """As `Pipeline`, for a tap that compares responses.
 
     Second copies of requests have targets after those of the shadows, in the same order.
 
-    Beyond `Compare.max_exchanges`, connections take turns (`Rotation`).  The source must know whose answers to capture:
-    after each batch pass it what `answer_requests` says about single flows, then set its window to `window`, if that is
-    not None, and call `opened`.
+    Beyond `Compare.max_exchanges`, connections take turns (`Rotation`).  The source must know whose responses to
+    capture: after each batch pass it what `response_wants` says about single flows, then set its window to `window`, if
+    that is not None, and call `opened`.
     """
 
     __slots__ = (
@@ -127,7 +127,7 @@ class ComparingPipeline(Pipeline):
         "_time_ns",
         "_undecided",
         "_wants",
-        "answer_requests",
+        "response_wants",
         "window",
     )
 
@@ -161,14 +161,14 @@ class ComparingPipeline(Pipeline):
         self._backlog = Backlog()
         self._rotation = Rotation(spec.compare.max_exchanges)
         self._since_ns = 0
-        """Since when production's answers are captured, for connections whose time slice it is."""
+        """Since when production's responses are captured, for connections whose time slice it is."""
         self._active: dict[int, Talk] = {}
         """Connections with a request in this time slice, by flow; not kept while all connections are compared."""
         self._late: dict[int, Talk] = {}
-        """Connections whose time slice is over, but which still wait for answers of production, by flow."""
+        """Connections whose time slice is over, but which still wait for responses of production, by flow."""
         self._wants = Wants()
         """How many connections of `_late` are in each bucket, for which the kernel has one bit."""
-        self.answer_requests = self._wants.requests
+        self.response_wants = self._wants.requests
         self.window: tuple[int, int] | None = None
 
     def opened(self, time_ns: int) -> None:
@@ -206,11 +206,11 @@ class ComparingPipeline(Pipeline):
 
     def _do(self, events: Iterable[EitherEvent], commands: list[Command]) -> None:
         for event in events:
-            flow, chunk, after_reply = event
-            if after_reply is ANSWER:
-                self._answer(event)
+            flow, chunk, after_response = event
+            if after_response is RESPONSE:
+                self._take_response(event)
             elif type(chunk) is memoryview and flow.framer is not None and not self._turns:
-                self._pass_on(flow, flow.framer.feed(chunk, after_reply), commands)
+                self._pass_on(flow, flow.framer.feed(chunk, after_response), commands)
             else:
                 self._step(event, commands)  # type: ignore[arg-type]
                 if type(chunk) is Gap:
@@ -254,7 +254,7 @@ class ComparingPipeline(Pipeline):
         return [*commands, *self._taken_ends()]
 
     def conversation(self, flow: int) -> Conversation | None:
-        """The conversation of a connection whose answers are compared; for replay, when it opens its connection."""
+        """The conversation of a connection whose responses are compared; for replay, when it opens its connection."""
         talk = self._talks.get(flow)
         return None if talk is None else talk.conversation
 
@@ -286,7 +286,7 @@ class ComparingPipeline(Pipeline):
 
     # --- production's side
 
-    def _answer(self, event: EitherEvent) -> None:
+    def _take_response(self, event: EitherEvent) -> None:
         flow, chunk, _ = event
         talk = self._talks.get(flow.id)
         if talk is None:
@@ -317,7 +317,7 @@ class ComparingPipeline(Pipeline):
             talk = self._talks[flow.id] = Talk(flow, flow.hash % BUCKETS, conversation)
             talk.follows = self._time_ns >= self._since_ns and self._rotation.takes(talk.bucket)
             if talk.follows and flow.followed_to is None and flow.ack >= 0:
-                # joined mid-stream: else the first answer that is captured has nothing before it
+                # joined mid-stream: else the first response that is captured has nothing before it
                 flow.followed_to = flow.ack
         else:
             self._ledger.events["flows_raw"] += 1
@@ -392,7 +392,7 @@ class ComparingPipeline(Pipeline):
         return False
 
     def _turn(self) -> None:
-        """Begin the next time slice, once the source knows; connections that wait for answers still get them."""
+        """Begin the next time slice, once the source knows; connections that wait for responses still get them."""
         everyones = self._rotation.count == BUCKETS
         if not self._rotation.next_slice(self._now):
             return
@@ -409,7 +409,7 @@ class ComparingPipeline(Pipeline):
         self._let_rest()
 
     def _let_rest(self) -> None:
-        """Let connections rest whose time slice is over and that have had all answers."""
+        """Let connections rest whose time slice is over and that have had all responses."""
         for flow, talk in list(self._late.items()):
             if talk.over or not talk.conversation.awaits:
                 del self._late[flow]
@@ -507,7 +507,7 @@ class ComparingPipeline(Pipeline):
         self._probed &= {(flow, number) for flow, _, number in self._undecided}
 
     def _take_checks(self) -> None:
-        """Take the checks, requests whose answers differed; they wait as long as the other second copies."""
+        """Take the checks, requests whose responses differed; they wait as long as the other second copies."""
         for check in self._comparison.checks:
             talk = self._talks.get(check.flow)
             if talk is None:

@@ -323,10 +323,10 @@ def _lro(name: str) -> Finding:
 
 def _ring(name: str) -> Finding:
     try:
-        answer = _ethtool(name, struct.pack("=9I", ETHTOOL_GRINGPARAM, *[0] * 8))
+        reply = _ethtool(name, struct.pack("=9I", ETHTOOL_GRINGPARAM, *[0] * 8))
     except OSError:
         return Finding("rx ring", Level.OK, f"{name} has no receive ring of its own")
-    most, now = answer[1], answer[5]
+    most, now = reply[1], reply[5]
     if now < min(most, 1024):
         return Finding(
             "rx ring",

@@ -2,7 +2,7 @@
 """The data of SYNs (TCP Fast Open, RFC 7413), until production's acknowledgement tells whether it took them.
 
 Anybody can send such a SYN under any address, so there is room for few of them.  The oldest goes first, and all go that
-production leaves without an answer for too long.
+production leaves without a response for too long.
 
 Pure: no clock; `now` is passed in.
 """
@@ -88,7 +88,7 @@ class EarlyData:
             self._ledger.drop(reason, len(early.data), 1)
 
     def expire(self, now: float) -> None:
-        """Give up what production left without an answer for too long."""
+        """Give up what production left without a response for too long."""
         while self._held:
             key, early = next(iter(self._held.items()))
             if now - early.since < self._accept_time:

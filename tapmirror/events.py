@@ -102,13 +102,13 @@ WHOLE: Final = START | END
 """The flags of nearly all parts.  The data path checks for exactly this first: `==` takes a third of the time of
 `&`."""
 NO_BODY: Final = 0x4
-"""The answer to this request has no body whatever its headers say (HEAD)."""
+"""The response to this request has no body whatever its headers say (HEAD)."""
 TUNNEL: Final = 0x8
-"""If the answer accepts (2xx to CONNECT, or 101), what follows is no longer HTTP."""
+"""If the response accepts (2xx to CONNECT, or 101), what follows is no longer HTTP."""
 CONNECT: Final = 0x10
-"""With TUNNEL: the method is CONNECT, so a 2xx answer accepts, and has no body.  Otherwise only 101 accepts."""
+"""With TUNNEL: the method is CONNECT, so a 2xx response accepts, and has no body.  Otherwise only 101 accepts."""
 KEEPING: Final = 0x40
-"""The request is HTTP/1.0 and asks to keep the connection, which lasts only if the answer says so too."""
+"""The request is HTTP/1.0 and asks to keep the connection, which lasts only if the response says so too."""
 TRACED: Final = 0x20
 """Only in a Message: the head has the field by which taps recognise their own copies (`tracer`)."""
 
@@ -166,7 +166,7 @@ class Send(msgspec.Struct, frozen=True, gc=False):
     """Pass on `data`, which stands for `size` captured bytes; `flags` as in `Part`.
 
     `data` is valid only during the call that received it.  `number`: with START, the number of this request on its
-    connection (from 1) if answers are compared; otherwise 0.
+    connection (from 1) if responses are compared; otherwise 0.
     """
 
     flow: int

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The values of comparison: a request, what production and each shadow answered, and why some were not paired.
 
-An exchange is one request with production's answer and each shadow's.  Loss is a value here as everywhere: what
+An exchange is one request with production's response and each shadow's.  Loss is a value here as everywhere: what
 cannot be paired with certainty is `Unpaired` with its reason, and never a guess.
 
 Nothing here has behaviour.  Times are in nanoseconds of CLOCK_MONOTONIC.
@@ -15,10 +15,10 @@ import msgspec
 
 
 class Failure(enum.Enum):
-    """Why a shadow gave no answer.  This is the shadow's fault, and counts as its error."""
+    """Why a shadow gave no response.  This is the shadow's fault, and counts as its error."""
 
     CLOSED = "closed"
-    """It closed or reset the connection before its answer was complete."""
+    """It closed or reset the connection before its response was complete."""
     INVALID = "invalid"
     """What it sent is not HTTP/1, or its head is too long."""
     TIMEOUT = "timeout"
@@ -31,16 +31,16 @@ class Unpaired(enum.Enum):
     NOT_SENT = "not_sent"
     """The shadow did not get it: sampled out, filtered, dropped, or made invalid by redaction."""
     GAP = "gap"
-    """The tap did not see all of production's answers while this request was in progress."""
+    """The tap did not see all of production's responses while this request was in progress."""
     CUT = "cut"
-    """More of production's answer was needed than this level captures of a packet: its head is longer, or it is chunked
-    and the client pipelines."""
+    """More of production's response was needed than this level captures of a packet: its head is longer, or it is
+    chunked and the client pipelines."""
     ORDER = "order"
-    """After one of these two, until it is certain again which answer belongs to which request."""
+    """After one of these two, until it is certain again which response belongs to which request."""
     UNPARSED = "unparsed"
     """What production sent is not HTTP/1, or its head is too long."""
     UNANSWERED = "unanswered"
-    """Production's connection ended, or the time ran out, before its answer was complete."""
+    """Production's connection ended, or the time ran out, before its response was complete."""
     RECONNECT = "reconnect"
     """The shadow closed its kept connection while the request was on its way (RFC 9112, 9.3.1), or before its turn."""
     BROKEN = "broken"
@@ -48,7 +48,7 @@ class Unpaired(enum.Enum):
     TUNNEL = "tunnel"
     """After an upgrade, so not HTTP/1 any more."""
     LIMIT = "limit"
-    """More requests without an answer on one connection than `Compare.pending`, or no room in `Compare.held_bytes`."""
+    """More requests without a response on one connection than `Compare.pending`, or no room in `Compare.held_bytes`."""
     THINNED = "thinned"
     """There are more requests a second than `Compare.max_exchanges`, and it was outside its connection's time slice."""
     SHUTDOWN = "shutdown"
@@ -64,8 +64,8 @@ class Calls(enum.Enum):
     SOAP = "soap"
 
 
-class Answer(msgspec.Struct, gc=False):
-    """The answer of one side: a final response (1xx are skipped), or the fact that none came."""
+class Response(msgspec.Struct, gc=False):
+    """The response of one side: a final response (1xx are skipped), or the fact that none came."""
 
     status: int
     """0: none came, for the reason `failure`."""
@@ -84,8 +84,8 @@ class Answer(msgspec.Struct, gc=False):
     last_ns: int = 0
     """When the last byte was seen."""
     since_ns: int = 0
-    """When the previous answer on this connection was complete; 0: there was none.  A server answers requests one after
-    the other."""
+    """When the previous response on this connection was complete; 0: there was none.  A server answers requests one
+    after the other."""
     failure: Failure | None = None
 
 
@@ -101,7 +101,7 @@ class Asked(msgspec.Struct, gc=False):
     bodies: bool = False
     """Whether bodies are kept to be compared."""
     probed: bool = False
-    """A safe request that the shadow gets twice, so that its answers can be compared with each other."""
+    """A safe request that the shadow gets twice, so that its responses can be compared with each other."""
     timed: bool = True
     """Whether its times count, and the kernel is asked for stamps."""
     body: bytes = b""
@@ -116,19 +116,19 @@ class Asked(msgspec.Struct, gc=False):
     """Number of its connection (`Open.flow`)."""
     checks: tuple[str, ...] = ()
     """Of a request that the shadow got again as a check: the fields that had differed.  In its exchange, the shadow's
-    first answer is in place of production's."""
+    first response is in place of production's."""
     ended_ns: int = 0
     """When its last byte was seen; 0: not yet."""
     late: bool = False
     """It waited for the tap, or was sent among others that had (`thinning.Backlog`), so it is not timed."""
     marked: bool = False
-    """A copy has a mark (`tracer`), which the answer may contain, so only status and times are compared."""
+    """A copy has a mark (`tracer`), which the response may contain, so only status and times are compared."""
 
 
-class Reply(msgspec.Struct, gc=False):
-    """A shadow's answer, and the moments from which its times are measured."""
+class Delivery(msgspec.Struct, gc=False):
+    """A request as a shadow got it, the shadow's response, and the moments from which its times are measured."""
 
-    answer: Answer
+    response: Response
     sent_ns: int
     """When the last byte of the request left for the shadow."""
     rtt_ns: int = 0
@@ -144,12 +144,12 @@ class Reply(msgspec.Struct, gc=False):
 
 
 class Exchange(msgspec.Struct, gc=False):
-    """A request, with production's answer and the shadows'."""
+    """A request, with production's response and the shadows'."""
 
     asked: Asked
-    production: Answer
-    replies: dict[int, Reply]
-    """By the shadow's number.  Replies to second copies are at `shadow + PROBE`."""
+    production: Response
+    deliveries: dict[int, Delivery]
+    """By the shadow's number.  Those of second copies are at `shadow + PROBE`."""
     left_out: dict[int, Unpaired] = {}
     """By the shadow's number: why it did not get the request, as far as known."""
     size: int = 0
@@ -157,4 +157,4 @@ class Exchange(msgspec.Struct, gc=False):
 
 
 PROBE = 1 << 16
-"""Added to a shadow's number: the second answer to a request that was sent twice."""
+"""Added to a shadow's number: the second response to a request that was sent twice."""

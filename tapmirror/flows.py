@@ -96,11 +96,11 @@ _DISMISSED: Final = Dismissed()
 _SERVER_FIN: Final = ServerFin()
 
 Event: TypeAlias = "tuple[Flow, Chunk | Dismissed | ServerFin, bool]"
-"""(flow, chunk of its client's stream, whether that came after a reply).
+"""(flow, chunk of its client's stream, whether that came after a response).
 
-A chunk that came after a reply may begin a new turn of the dialogue.  It is the beginning of a segment, and the client
-had received something since its last data, or the chunk is the first one of a connection joined in mid-stream.  A chunk
-behind a gap never counts as one: the lost bytes may have acknowledged the same reply.
+A chunk that came after a response may begin a new turn of the dialogue.  It is the beginning of a segment, and the
+client had received something since its last data, or the chunk is the first one of a connection joined in mid-stream.
+A chunk behind a gap never counts as one: the lost bytes may have acknowledged the same response.
 """
 
 
@@ -190,9 +190,9 @@ class FlowTable:
             rx.next = (seq + length) & MASK
             rx.position += length
             self._segments.mirrored += 1
-            after_reply = ack != flow.ack >= 0
+            after_response = ack != flow.ack >= 0
             flow.ack = ack
-            return ((flow, payload, after_reply),)
+            return ((flow, payload, after_response),)
         if flags & _TOLD == _LAST and seq == rx.next and rx.simple and not length:  # as nearly every stream ends
             rx.finish()
             if flow.ends_with_client:
@@ -309,7 +309,7 @@ class FlowTable:
             dismissed: list[Event] = [(flow, _DISMISSED, False)] if _dismisses(flow, seq) else []
             return dismissed + self._reset(flow, now)
         if length or flow.server_next is not None:
-            self._count_answer(flow, seq, length)
+            self._count_response(flow, seq, length)
         events: list[Event] = []
         rx = flow.rx
         if rx.simple and ack == rx.next:
@@ -367,7 +367,7 @@ class FlowTable:
         flow.ack = ANY
         return events + self._events(flow, pieces[1:], now)
 
-    def _count_answer(self, flow: Flow, seq: int, length: int) -> None:
+    def _count_response(self, flow: Flow, seq: int, length: int) -> None:
         """Note how far production's stream has come; each byte counts once."""
         end = (seq + length) & MASK
         if flow.server_next is None:
@@ -545,12 +545,12 @@ class FlowTable:
 
         `flags`, `ack`: those of the RST, if the client sent it.
         """
-        after_reply = bool(flags & ACK) and ack != flow.ack >= 0
+        after_response = bool(flags & ACK) and ack != flow.ack >= 0
         tentative = flow.state is State.TENTATIVE
         flow.rx.discard(FilterReason.NOT_ACCEPTED if tentative else FilterReason.OUTSIDE)
         self._move(flow, Move.RESET, now)
         self._forget(flow, now)
-        return [(flow, End(reset=True), after_reply)]
+        return [(flow, End(reset=True), after_response)]
 
     def _refuse(self, flow: Flow, now: float) -> None:
         """Production does not know this connection."""
@@ -601,13 +601,13 @@ class FlowTable:
     def _events(self, flow: Flow, pieces: list[Piece], now: float) -> list[Event]:
         events: list[Event] = []
         for chunk, ack in pieces:
-            after_reply = False
+            after_response = False
             if ack is not None:
-                after_reply = ack != flow.ack >= 0
+                after_response = ack != flow.ack >= 0
                 flow.ack = ack
             elif type(chunk) is Gap:
                 flow.ack = UNKNOWN
-            events.append((flow, chunk, after_reply))
+            events.append((flow, chunk, after_response))
             if type(chunk) is End:
                 self._move(flow, Move.REQUESTS_END if flow.ends_with_client else Move.CLIENT_FIN, now)
         if flow.rx.waiting:

@@ -14,14 +14,14 @@ never to where a load that is proportional to the share (CPU, bandwidth) would b
 nothing moves.  After a rise that failed, the next one waits twice as long, so the share does not oscillate.
 
 *Breaker.*  Each shadow has one.  It is `CLOSED` while the shadow is well.  If connections fail while nothing is sent,
-or too many answers are bad, it becomes `OPEN`, and nothing is captured for this shadow.  After a pause it is
+or too many responses are bad, it becomes `OPEN`, and nothing is captured for this shadow.  After a pause it is
 `HALF_OPEN`: a few connections try, and twice as many each second if they get through, or if there was nothing to try
 with.  A failure opens it again, for twice as long.
 
 While new connections are tried, bytes that are sent on older ones prove nothing: a server that accepts no new
 connections may still serve the old ones.  Bytes that are sent prove nothing either if an address accepts connections
 and breaks all of them off without a byte, as a forwarder without a backend does.  Such connections count as failed, and
-only answers prove that the shadow is back.
+only responses prove that the shadow is back.
 
 The tap captures what the shadow that can take most gets, and each of the others gets what it can take.  So a shadow
 that is down costs the others nothing, and a slow one gets less.
@@ -87,16 +87,16 @@ DOWN_TIME: Final = 3.0
 """Seconds for which connections must fail, and nothing be sent, before a shadow counts as down: a restart of a
 server's process is shorter."""
 WINDOW: Final = 10.0
-"""Length of the window in seconds: the answers within it are judged."""
+"""Length of the window in seconds: the responses within it are judged."""
 ENOUGH: Final = 20
-"""Least answers in the window for their share of errors to count."""
+"""Least responses in the window for their share of errors to count."""
 SILENT_TRIALS: Final = 16
 """A shadow counts as down after this many connections in a row that it broke off without a byte: as many as make the
 worker try only one in five seconds.  A server may do this to clients that it rejects (nginx's 444), at times to most of
 them."""
 ENOUGH_HALF_OPEN: Final = 5
 ENOUGH_TIMES: Final = 5
-"""Least timed answers in the window for their median to count."""
+"""Least timed responses in the window for their median to count."""
 
 
 SILENCE: Final = "it breaks all connections off without a byte"
@@ -106,9 +106,9 @@ SILENCE: Final = "it breaks all connections off without a byte"
 class Health(msgspec.Struct, frozen=True, kw_only=True):
     """The state of one shadow since the last measure; counts are of that time."""
 
-    answers: int = 0
+    responses: int = 0
     errors: int = 0
-    """Answers of `answers` that were 5xx, not HTTP, or missing when the connection ended."""
+    """Responses of `responses` that were 5xx, not HTTP, or missing when the connection ended."""
     alike: int = 0
     """Requests that production left unanswered too, which prove nothing; this may be known later than `errors`."""
     broke_off: int = 0
@@ -122,10 +122,10 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     connected: int = 0
     """Attempts to connect that succeeded, whenever they began."""
     answered: int = 0
-    """Answers that came, with any status."""
+    """Responses that came, with any status."""
     sent_bytes: int = 0
     times: Mapping[str, int] = {}
-    """Answers that were timed, by the buckets of `histogram`."""
+    """Responses that were timed, by the buckets of `histogram`."""
 
 
 class Measure(msgspec.Struct, frozen=True, kw_only=True):
@@ -269,7 +269,7 @@ class Breaker:
 
     __slots__ = (
         "_asked",
-        "_by_answers",
+        "_by_responses",
         "_closed_at",
         "_connected",
         "_down_since",
@@ -310,8 +310,8 @@ class Breaker:
         self._silent = 0
         """How many connections in a row it broke off without a byte, since it became half-open or was reached."""
         self._window: deque[tuple[float, Health]] = deque()
-        self._by_answers = False
-        """Whether it was opened by bad answers, and not by failed connections."""
+        self._by_responses = False
+        """Whether it was opened by bad responses, and not by failed connections."""
         self._tried = False
         """Whether something was sent, or an attempt to connect was made, since it became half-open."""
         self._proven = False
@@ -338,7 +338,7 @@ class Breaker:
             self._open(cause, now)
         elif self.state is State.HALF_OPEN:
             self._tried = self._tried or health.connects > 0 or health.sent_bytes > 0
-            good = health.answers > health.errors if self._by_answers else through
+            good = health.responses > health.errors if self._by_responses else through
             self._proven = self._proven or good
             if self._proven or not self._tried:
                 self.share = min(1.0, self.share * PROBE_GROWTH**passed)
@@ -360,24 +360,24 @@ class Breaker:
             self._silent += health.silent
             doubtful = health.silent == health.connect_failures and self._silent < SILENT_TRIALS
             if not doubtful and (self.state is State.HALF_OPEN or now - self._down_since >= DOWN_TIME):
-                self._by_answers = False
+                self._by_responses = False
                 return self._reach.failure
         self._window.append((now, health))
         while self._window[0][0] <= now - WINDOW:
             self._window.popleft()
         window = [health for _, health in self._window]
         alike = sum(health.alike for health in window)
-        answers = sum(health.answers for health in window) - alike
+        responses = sum(health.responses for health in window) - alike
         errors = sum(health.errors for health in window) - alike
         enough = ENOUGH_HALF_OPEN if self.state is State.HALF_OPEN else ENOUGH
-        if answers >= enough and errors > self._errors * answers:
-            self._by_answers = True
+        if responses >= enough and errors > self._errors * responses:
+            self._by_responses = True
             if (
                 not any(health.answered for health in window)
                 and 2 * sum(health.broke_off for health in window) > errors
             ):
                 return SILENCE
-            return f"{errors / answers:.0%} of its responses are errors"
+            return f"{errors / responses:.0%} of its responses are errors"
         return ""
 
     def _gets_through(self, health: Health, now: float) -> bool:
@@ -426,7 +426,7 @@ class _Shadow:
         return self.breaker.cause or self.throttle.reason
 
     def _median(self, health: Health, now: float) -> float:
-        """Median time in seconds of the answers in the window; 0: too few were timed."""
+        """Median time in seconds of the responses in the window; 0: too few were timed."""
         self._times.append((now, health.times))
         while self._times[0][0] <= now - WINDOW:
             self._times.popleft()
@@ -602,10 +602,10 @@ def measure(
 def health(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> Health:
     """A shadow's health from two snapshots; `before` is None if this is the first one."""
     then = before or _NOTHING
-    answers = _grown(then, after, "answers")
+    responses = _grown(then, after, "answers")
     past, buckets = then["latency"]["buckets"], after["latency"]["buckets"]
     return Health(
-        answers=answers,
+        responses=responses,
         errors=sum(_grew(then, after, "answers", kind) for kind in ERRORS),
         alike=_grew(then, after, "events", UNANSWERED_ALIKE),
         broke_off=_grew(then, after, "events", "shadow_broke_off"),
@@ -616,14 +616,14 @@ def health(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> Health
         ),
         silent=_grew(then, after, "events", CONNECT_SILENT),
         sent_bytes=_grew(then, after, "bytes", "mirrored") + _grew(then, after, "events", SENT_AGAIN_BYTES),
-        answered=answers - _grew(then, after, "answers", UNANSWERED),
+        answered=responses - _grew(then, after, "answers", UNANSWERED),
         times={name: count - past.get(name, 0) for name, count in buckets.items() if count > past.get(name, 0)},
     )
 
 
 UNANSWERED: Final = "unanswered"
 ERRORS: Final = ("5xx", "garbage", UNANSWERED)
-"""Classes of answers that are a shadow's errors."""
+"""Classes of responses that are a shadow's errors."""
 _NOTHING: Final[Mapping[str, Any]] = {"answers": {}, "events": {}, "bytes": {}, "latency": {"buckets": {}}}
 
 

@@ -109,7 +109,7 @@ class View(msgspec.Struct, frozen=True):
     bytes: Account
     requests: Account
     events: Counter[str]
-    answers: Counter[str]
+    responses: Counter[str]
     latency: Histogram
     held_bytes: int
     """Bytes in flight to this shadow."""
@@ -121,7 +121,7 @@ class View(msgspec.Struct, frozen=True):
             "bytes": self.bytes.snapshot(self.held_bytes),
             "requests": self.requests.snapshot(self.held_requests),
             "events": dict(sorted(self.events.items())),
-            "answers": dict(sorted(self.answers.items())),
+            "answers": dict(sorted(self.responses.items())),
             "latency": self.latency.snapshot(),
         }
 
@@ -136,7 +136,7 @@ def total(views: Sequence[View]) -> View:
             added(whole.bytes, view.bytes),
             added(whole.requests, view.requests),
             whole.events + view.events,
-            whole.answers + view.answers,
+            whole.responses + view.responses,
             whole.latency,
             whole.held_bytes + view.held_bytes,
             whole.held_requests + view.held_requests,
@@ -189,18 +189,18 @@ class Ledger:
                       `mirrored` when the kernel accepted it for sending to the shadow.
     requests          HTTP requests whose head was recognised.  One is `mirrored` when its last byte was sent.
     events            everything else worth counting (flows, connections, SYNs), without an identity.
-    answers           the shadow's HTTP responses by status class ("2xx"), and what went wrong.
+    responses         the shadow's HTTP responses by status class ("2xx"), and what went wrong.
     latency           how long some of them took (`replay.latency`).
     """
 
-    __slots__ = ("answers", "bytes", "events", "latency", "requests", "segments")
+    __slots__ = ("bytes", "events", "latency", "requests", "responses", "segments")
 
     def __init__(self) -> None:
         self.segments = Account()
         self.bytes = Account()
         self.requests = Account()
         self.events: Counter[str] = Counter()
-        self.answers: Counter[str] = Counter()
+        self.responses: Counter[str] = Counter()
         self.latency = Histogram()
 
     def drop(self, reason: DropReason, size: int, segments: int = 0) -> None:
@@ -221,7 +221,7 @@ class Ledger:
         return {
             **units,
             "events": dict(self.events),
-            "answers": dict(self.answers),
+            "answers": dict(self.responses),
             "latency": self.latency.snapshot(),
         }
 
@@ -230,7 +230,7 @@ class Ledger:
         for unit in ("segments", "bytes", "requests"):
             getattr(self, unit).restore(saved[unit])
         self.events.update(saved["events"])
-        self.answers.update(saved["answers"])
+        self.responses.update(saved["answers"])
         self.latency.restore(saved["latency"])
 
     def snapshot(self, *, segments: int = 0, bytes: int = 0, requests: int = 0) -> dict[str, Any]:  # noqa: A002
@@ -240,5 +240,5 @@ class Ledger:
             "bytes": self.bytes.snapshot(bytes),
             "requests": self.requests.snapshot(requests),
             "events": dict(sorted(self.events.items())),
-            "answers": dict(sorted(self.answers.items())),
+            "answers": dict(sorted(self.responses.items())),
         }

@@ -124,7 +124,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Initial sequence number of the SYN that tests whether a shadow leads back to production; 0: no test."""
     egress_all: bool
     promisc: bool = False
-    answer_bytes: int = 0
+    response_bytes: int = 0
     """How many bytes are copied of each segment of production; 0: none."""
     many: bool = False
     """Whether there are several interfaces, so that one packet may pass more than one of them."""
@@ -168,7 +168,7 @@ def load(request: Request) -> Loaded:
     with ours:
         child = start("tapmirror.loader", theirs)
         try:
-            data, fds, how = _answer(child, ours, request)
+            data, fds, how = _reply(child, ours, request)
         except BaseException:  # also of a signal's handler, at whatever line: nobody waits for it
             child.kill()
             child.wait()
@@ -188,8 +188,8 @@ def load(request: Request) -> Loaded:
     return loaded
 
 
-def _answer(child: subprocess.Popen[bytes], ours: socket.socket, request: Request) -> tuple[bytes, list[int], str]:
-    """What a child answers, with descriptors, and how it ended.  No answer means that it died.  It is gone afterwards.
+def _reply(child: subprocess.Popen[bytes], ours: socket.socket, request: Request) -> tuple[bytes, list[int], str]:
+    """What a child answers, with descriptors, and how it ended.  No reply means that it died.  It is gone afterwards.
 
     Raises `LoaderError` if it takes too long; then it is not gone.
     """
@@ -211,7 +211,7 @@ def _answer(child: subprocess.Popen[bytes], ours: socket.socket, request: Reques
 
 
 def configure(loaded: Loaded, request: Request) -> None:
-    """Write the configuration.  In the map `wants`, ask for the next packet of each bucket, and for all answers."""
+    """Write the configuration.  In the map `wants`, ask for the next packet of each bucket, and for all responses."""
     flags = (EGRESS_ALL if request.egress_all else 0) | (PROMISC if request.promisc else 0)
     flags |= (MANY if request.many else 0) | (EITHER_WAY if request.either_way else 0)
     ports = bytearray(8192)
@@ -227,7 +227,7 @@ def configure(loaded: Loaded, request: Request) -> None:
         request.dscp,
         0,
         len(request.clients),
-        request.answer_bytes,
+        request.response_bytes,
         0,
         request.probe,
         b"".join(request.addrs),
@@ -236,7 +236,7 @@ def configure(loaded: Loaded, request: Request) -> None:
         bytes(ports),
     )
     write(loaded.config, 0, value)
-    windows = WINDOW.pack(0, BUCKETS if request.answer_bytes else 0) * MAX_WORKERS
+    windows = WINDOW.pack(0, BUCKETS if request.response_bytes else 0) * MAX_WORKERS
     write(loaded.wants, 0, bytes(BUCKETS) + windows + b"\1" * BUCKETS)
 
 
@@ -319,14 +319,14 @@ def _note_link(loaded: Loaded, index: int, flags: int) -> None:
 
 def link_index(iface: str, any_socket: socket.socket) -> int:
     """The number of an interface in the network namespace of the socket.  Raises OSError."""
-    answer = fcntl.ioctl(any_socket, SIOCGIFINDEX, struct.pack("16s24x", iface.encode()))
-    return int(struct.unpack_from("=i", answer, 16)[0])
+    reply = fcntl.ioctl(any_socket, SIOCGIFINDEX, struct.pack("16s24x", iface.encode()))
+    return int(struct.unpack_from("=i", reply, 16)[0])
 
 
 def link_flags(iface: str, any_socket: socket.socket) -> int:
     """How the interface's packets are to be read: `LOOPBACK`, `NO_L2` or 0.  Raises OSError."""
-    answer = fcntl.ioctl(any_socket, SIOCGIFHWADDR, struct.pack("16s24x", iface.encode()))
-    kind = int(struct.unpack_from("=H", answer, 16)[0])
+    reply = fcntl.ioctl(any_socket, SIOCGIFHWADDR, struct.pack("16s24x", iface.encode()))
+    kind = int(struct.unpack_from("=H", reply, 16)[0])
     if kind == ARPHRD_LOOPBACK:
         return LOOPBACK
     return 0 if kind == ARPHRD_ETHER else NO_L2

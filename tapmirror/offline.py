@@ -93,14 +93,14 @@ class Reader:
                     ports and header.source_port not in ports and header.destination_port not in ports
                 ):
                     continue
-                for stream, chunk, after_reply in feed(header, now):
-                    self._enter(stream, chunk, after_reply)
+                for stream, chunk, after_response in feed(header, now):
+                    self._enter(stream, chunk, after_response)
                 if finished or self._requests:
                     yield from self._told()
         except CaptureError as damage:
             error = damage
-        for stream, chunk, after_reply in self._table.close():
-            self._enter(stream, chunk, after_reply)
+        for stream, chunk, after_response in self._table.close():
+            self._enter(stream, chunk, after_response)
         yield from self._told()
         if self._files is not None:
             self._files.close()
@@ -129,7 +129,7 @@ class Reader:
             found.append(f"{self._split:,} connections were told of before their end: too many at once")
         return found
 
-    def _enter(self, stream: Stream, chunk: Chunk, after_reply: bool) -> None:
+    def _enter(self, stream: Stream, chunk: Chunk, after_response: bool) -> None:
         """Put a chunk into the book of its stream."""
         book: Book | None = stream.book
         if book is None:
@@ -147,10 +147,10 @@ class Reader:
         if self._files is not None:
             book.file = self._files.write(book.file, stream, chunk)
         if not book.raw:
-            self._find(stream, book, chunk, after_reply=after_reply)
+            self._find(stream, book, chunk, after_response=after_response)
 
     def _find(
-        self, stream: Stream, book: Book, data: Buffer | None, *, after_reply: bool = False, gap: int = 0
+        self, stream: Stream, book: Book, data: Buffer | None, *, after_response: bool = False, gap: int = 0
     ) -> None:
         """Look for requests in the next bytes, or (None) behind a gap of `gap` bytes."""
         framer = book.framer
@@ -170,7 +170,7 @@ class Reader:
                 self._tell(stream, framer.feed(begun, True))
             if data is not None:
                 return
-        self._tell(stream, framer.feed(data, after_reply) if data is not None else framer.gap(gap))
+        self._tell(stream, framer.feed(data, after_response) if data is not None else framer.gap(gap))
 
     def _tell(self, stream: Stream, messages: Sequence[Message]) -> None:
         for message in messages:

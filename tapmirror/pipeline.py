@@ -118,14 +118,14 @@ class Pipeline:
             events = self._some(events)
         commands: list[Command] = []
         for event in events:
-            flow, chunk, after_reply = event
+            flow, chunk, after_response = event
             framer = flow.framer
             if framer is None or self._turns or type(chunk) is not memoryview:
                 self._step(event, commands)
             elif framer.transparent:  # what `framer.feed` and `_pass_on` would come to
                 commands.append(Send(flow.id, chunk, len(chunk), 0))
             else:
-                self._pass_on(flow, framer.feed(chunk, after_reply), commands)
+                self._pass_on(flow, framer.feed(chunk, after_response), commands)
         if self._policy is not None or (self._tracer is not None and now >= self._tracer.due):
             return self._routed(commands, now)
         return commands
@@ -222,12 +222,12 @@ class Pipeline:
         some: list[AnyEvent] = []
         size = 0
         for event in events:
-            flow, chunk, after_reply = event
+            flow, chunk, after_response = event
             if size < AT_ONCE:
                 some.append(event)
                 size += _length(chunk)
             else:
-                self.rest.append((flow, _lasting(chunk), after_reply))
+                self.rest.append((flow, _lasting(chunk), after_response))
         return some
 
     def _next(self) -> list[tuple[Flow, Any, Any]]:
@@ -251,10 +251,10 @@ class Pipeline:
             self._step(event, commands)
 
     def _step(self, event: Event, commands: list[Command]) -> None:
-        flow, chunk, after_reply = event
+        flow, chunk, after_response = event
         kind = type(chunk)
         if kind is End:
-            self._end(flow, chunk.reset, after_reply, commands)  # type: ignore[union-attr]
+            self._end(flow, chunk.reset, after_response, commands)  # type: ignore[union-attr]
             return
         framer: Framer | None = flow.framer
         if kind is Dismissed:
@@ -282,7 +282,7 @@ class Pipeline:
         split = False
         if framer is None:
             if flow.prefix:
-                data, after_reply = self._take_prefix(flow) + data, True
+                data, after_response = self._take_prefix(flow) + data, True
             framer = self._decide(flow, data, commands)
             if framer is None:
                 flow.prefix = bytes(data)
@@ -292,18 +292,18 @@ class Pipeline:
             commands.append(Turn(flow.id, flow.answered))
             flow.answered = 0
         if split:
-            data = self._up_to_fin(flow, framer, data, after_reply, commands)
-        self._pass_on(flow, framer.feed(data, after_reply), commands)
+            data = self._up_to_fin(flow, framer, data, after_response, commands)
+        self._pass_on(flow, framer.feed(data, after_response), commands)
 
     def _up_to_fin(
-        self, flow: Flow, framer: Framer, data: Buffer, after_reply: bool, commands: list[Command]
+        self, flow: Flow, framer: Framer, data: Buffer, after_response: bool, commands: list[Command]
     ) -> Buffer:
         """Feed a new framer what came of the first bytes before production's FIN, and tell it of that; returns the
         rest.
         """
         begun, rest = data[: flow.before_fin], data[flow.before_fin :]
         if begun:
-            self._pass_on(flow, framer.feed(begun, after_reply), commands)
+            self._pass_on(flow, framer.feed(begun, after_response), commands)
         self._pass_on(flow, framer.no_more(), commands)
         return rest
 
@@ -396,11 +396,11 @@ class Pipeline:
 
 
 def _size(event: tuple[Flow, Any, Any]) -> int:
-    """Bytes of the client's stream in an event that waits.  If `after_reply` is None, they are production's
+    """Bytes of the client's stream in an event that waits.  If `after_response` is None, they are production's
     (`answered`), which are not accounted for.
     """
-    _, chunk, after_reply = event
-    return 0 if after_reply is None else _length(chunk)
+    _, chunk, after_response = event
+    return 0 if after_response is None else _length(chunk)
 
 
 def _length(chunk: Any) -> int:

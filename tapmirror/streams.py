@@ -135,9 +135,9 @@ class StreamTable:
         rx.next = (seq + length) & MASK
         rx.position += length
         self._ledger.segments.mirrored += 1
-        after_reply = ack != stream.ack >= 0
+        after_response = ack != stream.ack >= 0
         stream.ack = ack
-        return ((stream, payload, after_reply),)
+        return ((stream, payload, after_response),)
 
     def close(self) -> list[Event]:
         """The capture is over: every connection ends."""
@@ -231,8 +231,10 @@ class StreamTable:
         if not header.flags & SYN:  # the first byte after a SYN whose SYN-ACK was not captured
             return self._replace(stream, Connection(connection.key, connection.reverse), events)
         if header.flags & ACK:
-            answers = connection.syn == header.ack and not stream.is_client
-            return self._replace(stream, Connection(connection.key, connection.reverse), events) if answers else stream
+            responses = connection.syn == header.ack and not stream.is_client
+            return (
+                self._replace(stream, Connection(connection.key, connection.reverse), events) if responses else stream
+            )
         repeated = stream.rx is not None and stream.first == first
         if repeated and not (connection.ended and connection.has_data):
             return stream
@@ -364,10 +366,10 @@ class StreamTable:
         for chunk, ack in pieces:
             if type(chunk) is End:
                 continue
-            after_reply = False
+            after_response = False
             if ack is not None:
-                after_reply = ack != stream.ack >= 0
+                after_response = ack != stream.ack >= 0
                 stream.ack = ack
             elif type(chunk) is Gap:
                 stream.ack = UNKNOWN
-            events.append((stream, chunk, after_reply))
+            events.append((stream, chunk, after_response))

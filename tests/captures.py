@@ -51,7 +51,7 @@ class Both:
         seed: int = 0,
         probe: int = 0,
         egress_all: bool = False,
-        answer_bytes: int = 0,
+        response_bytes: int = 0,
         ring_bytes: int = RING_BYTES,
         live_block: int = BLOCK_BYTES,
         live_bytes: int = LIVE_BYTES,
@@ -69,7 +69,7 @@ class Both:
                 dscp=LOOP_DSCP,
                 probe=probe,
                 egress_all=egress_all,
-                answer_bytes=answer_bytes,
+                response_bytes=response_bytes,
                 ring_bytes=ring_bytes,
             )
             self._loaded = loader.load(request)
@@ -85,7 +85,7 @@ class Both:
                 dscp=LOOP_DSCP,
                 probe=probe,
                 egress_all=egress_all,
-                answer_bytes=answer_bytes,
+                response_bytes=response_bytes,
             )
             self.live_source = LiveSource(
                 open_live(
@@ -93,7 +93,7 @@ class Both:
                     live_bytes,
                     loopback=loader.is_loopback(iface),
                     ports=ports,
-                    answer_bytes=answer_bytes,
+                    response_bytes=response_bytes,
                     block_bytes=live_block,
                 ),
                 admission,
@@ -118,15 +118,15 @@ class Both:
         self.ring_source.want_ack(key, wanted)
         self.live_source.want_ack(key, wanted)
 
-    def want_answers(self, first: int, count: int) -> None:
+    def want_responses(self, first: int, count: int) -> None:
         """To both."""
-        self.ring_source.want_answers(first, count)
-        self.live_source.want_answers(first, count)
+        self.ring_source.want_responses(first, count)
+        self.live_source.want_responses(first, count)
 
-    def keep_answers(self, key: bytes, wanted: bool) -> None:
+    def keep_responses(self, key: bytes, wanted: bool) -> None:
         """To both."""
-        self.ring_source.keep_answers(key, wanted)
-        self.live_source.keep_answers(key, wanted)
+        self.ring_source.keep_responses(key, wanted)
+        self.live_source.keep_responses(key, wanted)
 
     def settle(self) -> None:
         """Read both until nothing comes any more."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What two answers are said to differ in, for tests."""
+"""What two responses are said to differ in, for tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from tapmirror.compare.diff import compare
 from tapmirror.compare.rules import Rules
-from tapmirror.exchange import Answer
+from tapmirror.exchange import Response
 from tapmirror.spec import Compare, Level
 
 
@@ -18,15 +18,15 @@ def rules(level: Level = Level.BODY, **spec: Any) -> Rules:
     return Rules(Compare(level=level, **spec), [re.compile(text) for text in patterns])
 
 
-def answer(body: bytes = b"", status: int = 200, type_: str = "application/json", **more: str) -> Answer:
+def response(body: bytes = b"", status: int = 200, type_: str = "application/json", **more: str) -> Response:
     lines = [f"HTTP/1.1 {status} OK", f"Content-Type: {type_}"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in more.items()]
-    return Answer(status, ("\r\n".join(lines) + "\r\n\r\n").encode(), body, len(body))
+    return Response(status, ("\r\n".join(lines) + "\r\n\r\n").encode(), body, len(body))
 
 
-def found(one: Answer, other: Answer, **spec: Any) -> list[str]:
+def found(one: Response, other: Response, **spec: Any) -> list[str]:
     return [each.field for each in compare(one, other, rules(**spec)).found]
 
 
 def doc(one: Any, other: Any, **spec: Any) -> list[str]:
-    return found(answer(json.dumps(one).encode()), answer(json.dumps(other).encode()), **spec)
+    return found(response(json.dumps(one).encode()), response(json.dumps(other).encode()), **spec)

@@ -22,7 +22,7 @@ def snapshot(*, scale: int = 1, cpu: float = 0.0, protocol: str = "http") -> dic
         account.dropped[DropReason.SHADOW_DOWN] = 100 * scale
         account.dropped[DropReason.RING_FULL] = 100 * scale
     if protocol == "http":
-        ledger.answers["2xx"] = 2300 * scale
+        ledger.responses["2xx"] = 2300 * scale
     known = ledger.snapshot(segments=100 * scale, bytes=100 * scale, requests=0 if protocol == "raw" else 100 * scale)
     return {
         "tap": "tap",

@@ -151,7 +151,7 @@ class Bench:
         self.check()
 
     def timed(self, count: int) -> None:
-        """So many answers have been."""
+        """So many responses have been."""
         self.until(lambda: self.ledger.latency.snapshot()["count"] == count)
 
     def until(self, condition: Callable[[], bool]) -> None:

@@ -138,8 +138,8 @@ def test_a_syn_behind_production_s_syn_ack_is_marked(flags: int) -> None:
 def test_at_a_mirror_port_production_may_show_it_before_the_client_s_packet_that_completes_the_handshake() -> None:
     tap = admission(both_ways=True)
     tap.admit(packet(SERVER, SYN | ACK, seq=499, ack=100), False, 0)
-    answer = packet(SERVER, PSH | ACK, b"answer", seq=500, ack=103)
-    assert brief(tap.admit(answer, False, 0)) == [(PSH | ACK | FROM_SERVER, 500, 103, b"")]
+    response = packet(SERVER, PSH | ACK, b"answer", seq=500, ack=103)
+    assert brief(tap.admit(response, False, 0)) == [(PSH | ACK | FROM_SERVER, 500, 103, b"")]
     found = brief(tap.admit(packet(flags=PSH | ACK, data=b"GET", seq=100, ack=500), False, 0))
     assert found == [(ACCEPTED, 100, 500, b""), (PSH | ACK, 100, 500, b"GET")]
 
@@ -165,7 +165,7 @@ def test_what_production_sends_before_it_accepted_tells_nothing_of_an_earlier_co
 
 
 def test_what_is_compared_is_told_behind_the_acceptance_that_it_shows() -> None:
-    tap = admission(answer_bytes=3)
+    tap = admission(response_bytes=3)
     tap.admit(packet(SERVER, SYN | ACK, seq=499, ack=100), True, 0)
     tap.admit(packet(seq=100, ack=500), False, 0)
     found = brief(tap.admit(packet(SERVER, PSH | ACK, b"answer", seq=500, ack=103), True, 0))
@@ -185,7 +185,7 @@ def test_what_is_compared_is_told_behind_the_acceptance_that_it_shows() -> None:
         (98, 102, 900, False),
     ],
 )
-def test_where_the_data_of_the_syn_was_accepted_the_client_may_have_an_answer_already(
+def test_where_the_data_of_the_syn_was_accepted_the_client_may_have_a_response_already(
     seq: int, taken: int, ack: int, accepted: bool
 ) -> None:
     """RFC 7413."""
@@ -237,8 +237,8 @@ def test_a_client_cannot_tell_of_multipath() -> None:
 def answered(tap: Admission, number: int, *completed: int) -> None:
     """Production answers one of many SYNs, and the client sends something with these flags."""
     port = (number % 60_000).to_bytes(2, "big")
-    answer = packet(SERVER, SYN | ACK, seq=499, ack=100, vlan=1 + number // 60_000)
-    tap.admit(answer._replace(destination_port=port), True, 0)
+    response = packet(SERVER, SYN | ACK, seq=499, ack=100, vlan=1 + number // 60_000)
+    tap.admit(response._replace(destination_port=port), True, 0)
     for flags in completed:
         tap.admit(packet(flags=flags, seq=100, ack=500, vlan=1 + number // 60_000, source_port=port), False, 0)
 
@@ -344,9 +344,9 @@ def test_sampling_is_the_hash_of_the_flow() -> None:
 @pytest.mark.parametrize(
     ("first", "count"), [(0, 0), (0, 1 << 16), (0, 1), (1, 1 << 15), (0xFFFF, 2), (0x8000, 0x9000)]
 )
-def test_answers_are_of_the_buckets_of_the_window(first: int, count: int) -> None:
-    tap = admission(answer_bytes=3)
-    tap.want_answers(first, count)
+def test_responses_are_of_the_buckets_of_the_window(first: int, count: int) -> None:
+    tap = admission(response_bytes=3)
+    tap.want_responses(first, count)
     inside = {(first + i) & 0xFFFF for i in range(count)}
     taken = 0
     for vlan in range(50):
@@ -354,7 +354,7 @@ def test_answers_are_of_the_buckets_of_the_window(first: int, count: int) -> Non
         found = [each[5] for each in tap.admit(packet(SERVER, data=b"answer", vlan=vlan), True, 0)]
         assert (b"ans" in found) == (bucket in inside)
         taken += b"ans" in found
-    assert tap.totals.get("answers", (0, 0))[0] == taken
+    assert tap.totals.get("responses", (0, 0))[0] == taken
 
 
 @pytest.mark.parametrize(
@@ -379,27 +379,27 @@ def test_who_sends_a_syn_with_data_that_production_never_gets_gains_nothing(
     assert brief(tap.admit(packet(seq=102, ack=900), False, 0)) == [(ACCEPTED, 102, 500, b"")] * accepted
 
 
-def test_answers_of_a_flow_that_waits_for_them_are_taken_wherever_the_window_is() -> None:
-    tap = admission(answer_bytes=3)
-    tap.want_answers(0, 0)
+def test_responses_of_a_flow_that_waits_for_them_are_taken_wherever_the_window_is() -> None:
+    tap = admission(response_bytes=3)
+    tap.want_responses(0, 0)
     key = flow_key(CLIENT, SERVER, PORTS[CLIENT], PORTS[SERVER], 0)
-    answer = packet(SERVER, data=b"answer")
-    tap.keep_answers(key, True)
-    assert [each[5] for each in tap.admit(answer, True, 0)] == [b"ans"]
-    tap.keep_answers(key, False)
-    assert not any(each[5] for each in tap.admit(answer, True, 0))
+    response = packet(SERVER, data=b"answer")
+    tap.keep_responses(key, True)
+    assert [each[5] for each in tap.admit(response, True, 0)] == [b"ans"]
+    tap.keep_responses(key, False)
+    assert not any(each[5] for each in tap.admit(response, True, 0))
 
 
 def test_acknowledgements_of_production() -> None:
     """One at the start, then while they are wanted; with `egress_all` each."""
     tap, every = admission(), admission(egress_all=True)
     key = flow_key(CLIENT, SERVER, PORTS[CLIENT], PORTS[SERVER], 0)
-    answer = packet(SERVER, data=b"answer")
-    assert [len(tap.admit(answer, True, 0)) for _ in range(3)] == [1, 0, 0]
+    response = packet(SERVER, data=b"answer")
+    assert [len(tap.admit(response, True, 0)) for _ in range(3)] == [1, 0, 0]
     tap.want_ack(key, True)
-    assert [len(tap.admit(answer, True, 0)) for _ in range(3)] == [1, 1, 1]
+    assert [len(tap.admit(response, True, 0)) for _ in range(3)] == [1, 1, 1]
     tap.want_ack(key, False)
-    assert tap.admit(answer, True, 0) == []
-    assert [len(every.admit(answer, True, 0)) for _ in range(3)] == [1, 1, 1]
+    assert tap.admit(response, True, 0) == []
+    assert [len(every.admit(response, True, 0)) for _ in range(3)] == [1, 1, 1]
     assert tap.totals["egress"] == (4, 24)
     assert "seen" not in tap.totals

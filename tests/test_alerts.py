@@ -23,7 +23,7 @@ FAILS = {"shadow_connect_errors_total{shadow='v2',reason='ECONNREFUSED'}": "0+6x
 GETS = {"shadow_settled_bytes_total{shadow='v2',fate='mirrored'}": "0+100x60"}
 LEFT_ALONE = {"shadow_breaker{shadow='v2',state='closed'}": "0x60", "shadow_breaker{shadow='v2',state='open'}": "1x60"}
 WELL = {"shadow_breaker{shadow='v2',state='closed'}": "1x60", "shadow_breaker{shadow='v2',state='open'}": "0x60"}
-ANSWERS = "shadow_answers_total{shadow='v2',class='%s'}"
+RESPONSES = "shadow_answers_total{shadow='v2',class='%s'}"
 COMPARED = "compare_compared_total{shadow='v2',endpoint='GET /'}"
 DIFFERING = "compare_differing_total{shadow='v2',endpoint='GET /'}"
 SHARE = {"spec_share_ratio": "0.5x60"}
@@ -34,9 +34,9 @@ def lost(reason: str, count: int) -> Series:
     return {**SEEN, f"settled_requests_total{{fate='dropped',reason='{reason}'}}": f"0+{count}x60"}
 
 
-def answers(errors: int, kind: str = "5xx") -> Series:
+def responses(errors: int, kind: str = "5xx") -> Series:
     """So many of 100 a minute are errors."""
-    return {ANSWERS % "2xx": f"0+{100 - errors}x60", ANSWERS % kind: f"0+{errors}x60"}
+    return {RESPONSES % "2xx": f"0+{100 - errors}x60", RESPONSES % kind: f"0+{errors}x60"}
 
 
 def differing(count: float, of: int) -> Series:
@@ -75,11 +75,11 @@ CASES: list[tuple[str, Series, int, bool]] = [
     ("ShadowDead", {**FAILS, **GETS, **WELL}, 10, False),
     ("ShadowDead", {**FAILS, **GETS, **LEFT_ALONE}, 10, True),
     ("ShadowDead", {**LEFT_ALONE, **GETS}, 10, False),
-    ("ShadowErrors", answers(11), 15, True),
-    ("ShadowErrors", answers(11), 4, False),
-    ("ShadowErrors", answers(9), 15, False),
-    ("ShadowErrors", answers(11, "unanswered"), 15, True),
-    ("ShadowErrors", answers(50, "4xx"), 15, False),
+    ("ShadowErrors", responses(11), 15, True),
+    ("ShadowErrors", responses(11), 4, False),
+    ("ShadowErrors", responses(9), 15, False),
+    ("ShadowErrors", responses(11, "unanswered"), 15, True),
+    ("ShadowErrors", responses(50, "4xx"), 15, False),
     ("ShadowDiffers", differing(6, 1000), 40, True),
     ("ShadowDiffers", differing(6, 1000), 14, False),
     ("ShadowDiffers", differing(4, 1000), 40, False),

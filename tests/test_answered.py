@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from tapmirror import answered
-from tapmirror.answered import ANSWER, AnsweredTable
+from tapmirror.answered import RESPONSE, AnsweredTable
 from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, PSH, RST, Cut, End, Gap, Segment, ServerFin
 from tapmirror.ledger import Ledger
 from tapmirror.spec import Limits
@@ -31,8 +31,8 @@ class Dialogue:
 
     def put(self, segment: Segment) -> None:
         flow = self.table.goes_on(segment, 1.0)
-        for _, chunk, after_reply in ((flow, segment[5], ANSWER),) if flow else self.table.feed_both(segment, 1.0):
-            who = "server" if after_reply is ANSWER else "client"
+        for _, chunk, after_response in ((flow, segment[5], RESPONSE),) if flow else self.table.feed_both(segment, 1.0):
+            who = "server" if after_response is RESPONSE else "client"
             if isinstance(chunk, ServerFin):
                 continue
             if isinstance(chunk, Gap):
@@ -122,7 +122,7 @@ def test_a_loss_with_nothing_behind_it_shows_in_the_clients_next_data() -> None:
 
 @pytest.mark.parametrize("first", [5000, 0xC0000000])
 def test_a_reset_that_acknowledges_nothing_shows_no_loss(first: int) -> None:
-    """That of a client that had closed when an answer came (RFC 9293, 3.5.2): its field is 0, half a circle behind."""
+    """That of a client that had closed when a response came (RFC 9293, 3.5.2): its field is 0, half a circle behind."""
     talk = Dialogue(first=first)
     talk.client(0, "ask", 0)
     talk.server(0, "answer")

@@ -34,7 +34,7 @@ from tapmirror.admission import EARLY
 from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, LOOP_DSCP, MULTIPATH, PSH, RST, SYN, UNACCEPTED
 from tapmirror.packet import flow_hash, flow_key, shard_of
 from tapmirror.source import Counters
-from tapmirror.source.ring import ONCE_AT, WANT_ALL, WANT_ANSWERS
+from tapmirror.source.ring import ONCE_AT, WANT_ALL, WANT_RESPONSES
 from tapmirror.spec.clients import as_ranges
 from tapmirror.spec.sampled import threshold
 from tapmirror.spec.tap import MAX_CLIENTS
@@ -107,8 +107,8 @@ def test_each_flow_is_one_workers_and_both_directions_meet(shards: Program) -> N
     before = [counts.seen[0] for counts in counted(shards)]
     for number in range(300):
         shards.run(from_client(number))
-        answer = IP(src=SERVER, dst=f"10.1.{number >> 8}.{number & 255}")
-        shards.run(answer / tcp(sport=80, dport=1_024 + number, flags="A"))
+        response = IP(src=SERVER, dst=f"10.1.{number >> 8}.{number & 255}")
+        shards.run(response / tcp(sport=80, dport=1_024 + number, flags="A"))
     records = shards.records()
     for shard, kept in enumerate(records):
         assert {each[0] for each in kept} == {key_of(number) for number in range(300) if worker_of(number) == shard}
@@ -192,28 +192,28 @@ def test_what_user_space_writes_is_left_alone() -> None:
     """The program writes only to bytes of its own: it cannot undo a wish that comes at the same time."""
     with Program(promisc=True) as program:
         (source,) = program.sources
-        wishes = bytes([WANT_ALL | WANT_ANSWERS]) * 65_536
+        wishes = bytes([WANT_ALL | WANT_RESPONSES]) * 65_536
         loader.write(program.loaded.wants, 0, wishes)
         program.run(IP(src=SERVER, dst=CLIENT) / TCP(sport=80, dport=40_000, seq=1, ack=9, flags="A"))
         assert source._wants[:65_536] == wishes
         assert source._wants[ONCE_AT : ONCE_AT + 65_536].count(0) == 1
 
 
-def test_an_answer_that_there_is_no_room_for_still_acknowledges() -> None:
-    def answer(flags: str) -> Any:
+def test_a_response_that_there_is_no_room_for_still_acknowledges() -> None:
+    def response(flags: str) -> Any:
         return IP(src=SERVER, dst=CLIENT) / TCP(sport=80, dport=40_000, seq=1, ack=9, flags=flags) / Raw(b"y" * 100)
 
-    with Program(promisc=True, answer_bytes=50) as program:
-        program.run(answer("A"))
+    with Program(promisc=True, response_bytes=50) as program:
+        program.run(response("A"))
         assert [one[1:] for one in program.records()[0]] == [(FROM_SERVER | ACK, 1, 9, 100, b"y" * 50)]
         program.run(IP(src=CLIENT, dst=SERVER) / tcp(b"x" * 1_000), repeat=600)
-        program.run(answer("A"))  # nobody waits for an acknowledgement
-        program.run(answer("FA"))
-        loader.write(program.loaded.wants, 0, bytes([WANT_ANSWERS]) * 65_536)
+        program.run(response("A"))  # nobody waits for an acknowledgement
+        program.run(response("FA"))
+        loader.write(program.loaded.wants, 0, bytes([WANT_RESPONSES]) * 65_536)
         loader.write(program.loaded.wants, ONCE_AT, b"\1" * 65_536)
-        program.run(answer("A"), repeat=2)
+        program.run(response("A"), repeat=2)
         counts = program.sources[0].counters()
-        assert (counts.answers[0], counts.answers_lost[0]) == (1, 4)
+        assert (counts.responses[0], counts.responses_lost[0]) == (1, 4)
         (records,) = program.records()
         assert [one[1:] for one in records if one[1] & FROM_SERVER] == [
             (FROM_SERVER | FIN | ACK, 1, 9, 100, b""),
@@ -357,12 +357,12 @@ def test_what_shows_that_production_accepted_a_connection(
 ) -> None:
     handshake(shards, 50_003)
     before = counted(shards)
-    answer = IP(src=SERVER, dst=CLIENT) / TCP(sport=80, dport=50_003, flags=flags, seq=seq, ack=ack) / Raw(data)
-    shards.run(answer)
+    response = IP(src=SERVER, dst=CLIENT) / TCP(sport=80, dport=50_003, flags=flags, seq=seq, ack=ack) / Raw(data)
+    shards.run(response)
     found = [each[1:4] for records in shards.records() for each in records if not each[1] & FROM_SERVER]
     assert found == [(ACCEPTED, 100, 500)] * shows
     assert sum(two.accepted[0] - one.accepted[0] for one, two in zip(before, counted(shards), strict=True)) == shows
-    shards.run(answer)  # once
+    shards.run(response)  # once
     assert not any(each[1] & ACCEPTED for records in shards.records() for each in records)
 
 
@@ -384,7 +384,7 @@ def of_many(packet: bytes, number: int) -> bytes:
     return bytes(found)
 
 
-ANSWER = bytes(IP(src=SERVER, dst=CLIENT) / TCP(sport=80, dport=40_000, flags="SA", seq=499, ack=100))
+RESPONSE = bytes(IP(src=SERVER, dst=CLIENT) / TCP(sport=80, dport=40_000, flags="SA", seq=499, ack=100))
 COMPLETES = bytes(IP(src=CLIENT, dst=SERVER) / tcp(b"", seq=100, ack=500, flags="A"))
 SHOWN = IP(src=SERVER, dst=CLIENT) / TCP(sport=80, dport=40_000, flags="FA", seq=500, ack=100)
 FORGETS = 70_000
@@ -402,10 +402,10 @@ def test_a_flood_of_syns_does_not_take_the_place_of_a_connection_on_which_nobody
     """Each SYN comes again, as they do: a handshake that is looked at twice weighs more in a map that forgets."""
     again = bytes(IP(src=CLIENT, dst=SERVER) / tcp(b"", seq=99, flags="S"))
     with Program(promisc=True) as program:
-        program.run(ANSWER)
+        program.run(RESPONSE)
         program.run(COMPLETES)
         for number in range(FORGETS):
-            program.run(of_many(ANSWER, number))
+            program.run(of_many(RESPONSE, number))
             program.run(of_many(again, number))
         assert is_told(program)
 
@@ -416,10 +416,10 @@ def test_in_a_flood_of_syns_a_handshake_has_the_time_of_a_round_trip() -> None:
         told = 0
         for number in range(20):
             port = 2_000 + number
-            answer = IP(src=SERVER, dst=CLIENT) / TCP(sport=80, dport=port, flags="SA", seq=499, ack=100)
-            program.run(answer)
+            response = IP(src=SERVER, dst=CLIENT) / TCP(sport=80, dport=port, flags="SA", seq=499, ack=100)
+            program.run(response)
             for other in range(number * 5_000, (number + 1) * 5_000):
-                program.run(of_many(ANSWER, other))
+                program.run(of_many(RESPONSE, other))
             program.run(IP(src=CLIENT, dst=SERVER) / tcp(b"", sport=port, seq=100, ack=500, flags="A"))
             told += is_told(
                 program, IP(src=SERVER, dst=CLIENT) / TCP(sport=80, dport=port, flags="FA", seq=500, ack=100)
@@ -432,10 +432,10 @@ def test_clients_that_reset_without_a_word_leave_nothing(completed: bool) -> Non
     """As health checks do."""
     reset = bytes(IP(src=CLIENT, dst=SERVER) / tcp(b"", seq=100, ack=500, flags="RA"))
     with Program(promisc=True) as program:
-        program.run(ANSWER)
+        program.run(RESPONSE)
         program.run(COMPLETES)
         for number in range(FORGETS):
-            for packet in (ANSWER, COMPLETES, reset) if completed else (ANSWER, reset):
+            for packet in (RESPONSE, COMPLETES, reset) if completed else (RESPONSE, reset):
                 program.run(of_many(packet, number))
             if number % 1_000 == 0:
                 program.records()
@@ -492,16 +492,16 @@ def test_what_production_sends_before_it_accepted_tells_nothing_of_an_earlier_co
 
 def test_of_a_connection_with_the_mark_of_a_tap_nothing_is_told(shards: Program) -> None:
     """What production sends on it bears none."""
-    marked, answer = IP(src=CLIENT, dst=SERVER, tos=LOOP_DSCP << 2), IP(src=SERVER, dst=CLIENT)
+    marked, response = IP(src=CLIENT, dst=SERVER, tos=LOOP_DSCP << 2), IP(src=SERVER, dst=CLIENT)
     shards.run(marked / TCP(sport=50_012, dport=80, flags="S", seq=99))
-    shards.run(answer / TCP(sport=80, dport=50_012, flags="SA", seq=499, ack=100))
+    shards.run(response / TCP(sport=80, dport=50_012, flags="SA", seq=499, ack=100))
     shards.run(marked / TCP(sport=50_012, dport=80, flags="A", seq=100, ack=500))
-    shards.run(answer / TCP(sport=80, dport=50_012, flags="PA", seq=500, ack=100) / b"banner")
+    shards.run(response / TCP(sport=80, dport=50_012, flags="PA", seq=500, ack=100) / b"banner")
     assert not any(each[1] & ACCEPTED for records in shards.records() for each in records)
 
 
 def test_an_acceptance_whose_record_found_no_room_is_told_of_later() -> None:
-    """By then the client may have an answer, and marked it is until then."""
+    """By then the client may have a response, and marked it is until then."""
     with Program(ring_bytes=1 << 12, promisc=True) as program:
         handshake(program, 40_000)
         while not counted(program)[0].control_lost[0]:

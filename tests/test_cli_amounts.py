@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from ledgers import snapshot
-from tapmirror.cli.amounts import answers, counted, not_counted
+from tapmirror.cli.amounts import counted, not_counted, responses
 
 
 def test_what_is_counted_is_requests_but_of_raw_bytes() -> None:
@@ -12,15 +12,15 @@ def test_what_is_counted_is_requests_but_of_raw_bytes() -> None:
     assert counted(snapshot(protocol="raw")) == "bytes"
 
 
-def test_of_raw_bytes_answers_are_not_counted() -> None:
+def test_of_raw_bytes_responses_are_not_counted() -> None:
     (raw,) = snapshot(protocol="raw")["shadows"].values()
     (http,) = snapshot()["shadows"].values()
-    assert answers(raw) == "responses not counted (raw bytes)"
-    assert answers({**http, "answers": {}}) == "no responses"
+    assert responses(raw) == "responses not counted (raw bytes)"
+    assert responses({**http, "answers": {}}) == "no responses"
     assert (
-        answers({**raw, "bytes": {**raw["bytes"], "mirrored": 0}}) == "no responses"
+        responses({**raw, "bytes": {**raw["bytes"], "mirrored": 0}}) == "no responses"
     )  # of HTTP that none passed on yet
-    assert answers(http) == "2xx 2,300"
+    assert responses(http) == "2xx 2,300"
 
 
 def test_requests_in_lost_segments_are_said_to_be_missing() -> None:

@@ -83,7 +83,7 @@ def test_without_a_daemon_it_is_one_line(tmp_path: Path) -> None:
 
 WHOLE = {**LEDGER, **{name: {**LEDGER[name], "unaccounted": 0} for name in ("segments", "bytes", "requests")}}
 PLAN = {"plan": [{"name": "web", "action": "add", "fields": []}], "failed": {"web": "no such interface"}}
-ANSWERS: dict[str, tuple[list[str], Any]] = {
+REPLIES: dict[str, tuple[list[str], Any]] = {
     "list": (["list"], {"taps": [TAP]}),
     "status": (["status"], {"daemon": DAEMON, "taps": [TAP]}),
     "logs": (["logs", "web"], {"lines": [{"time": 0.0, "level": "info", "text": "hello"}], "next": 1}),
@@ -95,15 +95,15 @@ ANSWERS: dict[str, tuple[list[str], Any]] = {
 """What daemons answer to commands."""
 
 
-def altered(answer: Any) -> Iterator[tuple[str, Any]]:
-    """The answer without each of its fields (`Client` looks for the outermost), and with null there."""
+def altered(reply: Any) -> Iterator[tuple[str, Any]]:
+    """The reply without each of its fields (`Client` looks for the outermost), and with null there."""
     places: list[tuple[Any, ...]] = [()]
     for place in places:
-        found = at(answer, place)
+        found = at(reply, place)
         keys = list(found) if isinstance(found, Mapping) else range(len(found)) if isinstance(found, list) else ()
         places += [(*place, key) for key in keys]
         for change in ("without", "null at")[len(place) < 2 :] if place else ():
-            other = copy.deepcopy(answer)
+            other = copy.deepcopy(reply)
             around = at(other, place[:-1])
             if change == "without":
                 del around[place[-1]]
@@ -112,17 +112,17 @@ def altered(answer: Any) -> Iterator[tuple[str, Any]]:
             yield f"{change} {place}", other
 
 
-def at(answer: Any, place: tuple[Any, ...]) -> Any:
+def at(reply: Any, place: tuple[Any, ...]) -> Any:
     for key in place:
-        answer = answer[key]
-    return answer
+        reply = reply[key]
+    return reply
 
 
-@pytest.mark.parametrize("op", ANSWERS)
-def test_an_answer_of_another_version_is_a_line(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    words, answer = ANSWERS[op]
+@pytest.mark.parametrize("op", REPLIES)
+def test_a_reply_of_another_version_is_a_line(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    words, reply = REPLIES[op]
     unread = 0
-    for what, other in [("as it is", answer), *altered(answer)]:
+    for what, other in [("as it is", reply), *altered(reply)]:
         said = Once(other)
         monkeypatch.setattr(asking, "Client", said)
         monkeypatch.setattr(status, "Client", said)
@@ -137,8 +137,8 @@ def test_an_answer_of_another_version_is_a_line(op: str, monkeypatch: pytest.Mon
 class Once:
     """In the place of a client: it answers so."""
 
-    def __init__(self, answer: Any) -> None:
-        self._answer = answer
+    def __init__(self, reply: Any) -> None:
+        self._reply = reply
 
     def __call__(self, *_: object) -> Once:
         return self
@@ -150,7 +150,7 @@ class Once:
         """Nothing."""
 
     def ask(self, *_: object) -> Any:
-        return self._answer
+        return self._reply
 
 
 def test_ctrl_c_says_that_the_daemon_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +164,7 @@ def test_ctrl_c_says_that_the_daemon_goes_on(monkeypatch: pytest.MonkeyPatch) ->
     assert "continues" not in CliRunner().invoke(main, ["list"]).stderr
 
 
-def test_what_is_no_field_of_an_answer_is_not_read() -> None:
+def test_what_is_no_field_of_a_reply_is_not_read() -> None:
     for wrong, words in (("{}['shadows']", "has no 'shadows'"), ("format('x', ',')", "cannot be read")):
         with pytest.raises(ControlError, match=f"response {words}") as caught, asking.understood():
             eval(wrong)
@@ -172,7 +172,7 @@ def test_what_is_no_field_of_an_answer_is_not_read() -> None:
 
 
 def test_what_cannot_be_read_may_be_our_own_fault_and_says_where() -> None:
-    """Nothing in an answer tells one from the other."""
+    """Nothing in a reply tells one from the other."""
     with pytest.raises(ControlError) as caught, asking.understood():
         status.log_line({"time": "noon", "level": "info", "text": "hello"})
     assert "of another version, or this is a fault of tapmirror " in str(caught.value)

@@ -27,7 +27,7 @@ def test_a_line_for_each_shadow() -> None:
     assert brief_lines(snapshot(found, 1234)) == [line, RAW]
 
 
-def test_before_the_first_answer() -> None:
+def test_before_the_first_response() -> None:
     assert brief_lines(snapshot({"v2": brief(State(requests=1000))})) == ["v2: nothing compared yet of 1,000 requests"]
 
 

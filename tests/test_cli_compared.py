@@ -25,21 +25,21 @@ from tapmirror.compare.comparison import Comparison
 from tapmirror.compare.summary import SCHEMA
 from tapmirror.compare.verdict import VerdictLimits
 from tapmirror.control.client import ControlError
-from tapmirror.exchange import Answer, Asked, Exchange, Reply
+from tapmirror.exchange import Asked, Delivery, Exchange, Response
 from tapmirror.policy.samples import USUAL, SampleRedactor
 from tapmirror.report import FORMS
 from tapmirror.spec import Compare, Level
 
 
 def ledger(path: Path, exchanges: int, bad: int) -> str:
-    """A saved ledger, of twenty seconds: of the shadow's answers `bad` are errors."""
+    """A saved ledger, of twenty seconds: of the shadow's responses `bad` are errors."""
     comparison = Comparison(Compare(level=Level.STATUS), [("new", "http://new")], SampleRedactor([USUAL], b"k"))
     for i in range(exchanges):
         comparison.tick(20.0 * i / exchanges, 0)
         asked = Asked(i + 1, b"GET", b"/a", b"GET /a HTTP/1.1\r\n\r\n", ended_ns=1000)
         status = 500 if i * bad % exchanges < bad else 200  # spread: those in a row count as one
-        reply = Reply(Answer(status, first_ns=2_000_000, last_ns=2_000_000), 1000)
-        comparison.paired(Exchange(asked, Answer(200, first_ns=2_000_000, last_ns=2_000_000), {0: reply}))
+        delivery = Delivery(Response(status, first_ns=2_000_000, last_ns=2_000_000), 1000)
+        comparison.paired(Exchange(asked, Response(200, first_ns=2_000_000, last_ns=2_000_000), {0: delivery}))
     path.write_text(json.dumps({"tap": "web", "comparison": [comparison.snapshot()]}))
     return str(path)
 
@@ -139,7 +139,7 @@ def test_a_report_of_several_shadows_is_one_document(tmp_path: Path) -> None:
 
 
 def several(folder: Path, *bad: int) -> str:
-    """The ledger of a tap with shadows `one` and `two`, of which so many answers are errors."""
+    """The ledger of a tap with shadows `one` and `two`, of which so many responses are errors."""
     states = [json.loads(Path(ledger(folder / "s.json", 2_000, each)).read_text())["comparison"][0] for each in bad]
     states[0]["shadows"] = {name: state["shadows"]["new"] for name, state in zip(("one", "two"), states, strict=True)}
     (folder / "several.json").write_text(json.dumps({"tap": "web", "comparison": states[:1]}))
@@ -152,7 +152,7 @@ def test_limits_can_be_lifted(tmp_path: Path) -> None:
     assert CliRunner().invoke(main, ["verdict", file, *lifted]).exit_code != 1
 
 
-def test_the_line_says_where_most_answers_differ(tmp_path: Path) -> None:
+def test_the_line_says_where_most_responses_differ(tmp_path: Path) -> None:
     file = ledger(tmp_path / "l.json", 2_000, 400)
     assert "; most differ at GET /a (20.0 %, status)" in CliRunner().invoke(main, ["verdict", file]).output
     assert "most differ" not in CliRunner().invoke(main, ["verdict", ledger(tmp_path / "m.json", 2_000, 0)]).output
@@ -275,8 +275,10 @@ def test_a_saved_ledger_is_judged_as_its_tap_was(tmp_path: Path) -> None:
     head = b"HTTP/1.1 200 OK\r\nServer: %d\r\n\r\n"
     for i in range(1000):
         asked = Asked(i + 1, b"GET", b"/a", b"GET /a?%d HTTP/1.1\r\n\r\n" % i, ended_ns=1000)
-        reply = Reply(Answer(200, head % (i % 2), first_ns=2_000_000, last_ns=2_000_000), 1000)
-        comparison.paired(Exchange(asked, Answer(200, head % 0, first_ns=2_000_000, last_ns=2_000_000), {0: reply}))
+        delivery = Delivery(Response(200, head % (i % 2), first_ns=2_000_000, last_ns=2_000_000), 1000)
+        comparison.paired(
+            Exchange(asked, Response(200, head % 0, first_ns=2_000_000, last_ns=2_000_000), {0: delivery})
+        )
     ledger = {"tap": "web", "comparison": [comparison.snapshot()]}
     outcomes = []
     for more in ({}, {SPEC: msgspec.to_builtins(spec)}, {SPEC: {"level": "much"}}):

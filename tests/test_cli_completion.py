@@ -21,7 +21,7 @@ import pytest
 
 from lab import PATIENCE
 from tapmirror.cli.completion import MENDED
-from tapmirror.control.messages import write_answer
+from tapmirror.control.messages import write_reply
 
 COMMAND = Path(sys.executable).parent / "tapmirror"
 
@@ -56,7 +56,7 @@ class Taps:
     """In the place of a daemon: tells every client of these taps."""
 
     def __init__(self, path: Path, names: list[str]) -> None:
-        self._answer = {"taps": [{"name": name, "iface": "eth0", "shadows": ["a:1", "b:2"]} for name in names]}
+        self._reply = {"taps": [{"name": name, "iface": "eth0", "shadows": ["a:1", "b:2"]} for name in names]}
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
         self._listener.listen()
@@ -68,7 +68,7 @@ class Taps:
                 client, _ = self._listener.accept()
                 with client, client.makefile() as lines:
                     for line in lines:
-                        client.sendall(write_answer(json.loads(line)["id"], self._answer))
+                        client.sendall(write_reply(json.loads(line)["id"], self._reply))
 
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)

@@ -131,19 +131,19 @@ def test_of_two_shadows_the_one_that_is_down_is_named_until_it_gets_something(
 
 
 def test_a_shadow_that_breaks_all_off_is_down_though_bytes_are_sent(capsys: pytest.CaptureFixture[str]) -> None:
-    def now(sent: int, silent: int, answers: int) -> dict[str, Any]:
+    def now(sent: int, silent: int, responses: int) -> dict[str, Any]:
         found = snapshot()
         (one,) = found["shadows"].values()
-        one |= {"events": {"connect_silent": silent}, "answers": {"2xx": answers, "unanswered": silent}}
+        one |= {"events": {"connect_silent": silent}, "answers": {"2xx": responses, "unanswered": silent}}
         one["bytes"]["mirrored"] = sent
         return found
 
     down = "UNWELL: it breaks all connections off without a byte"
     steps = ((1, 0, 1, False), (2, 1, 1, True), (3, 1, 1, True), (4, 2, 1, True), (5, 2, 2, False), (6, 2, 2, False))
     with LineView([spec()]) as lines:
-        for sent, silent, answers, shown in steps:
+        for sent, silent, responses, shown in steps:
             capsys.readouterr()
-            lines.show([now(sent, silent, answers)])
+            lines.show([now(sent, silent, responses)])
             assert (down in capsys.readouterr().err) == shown
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands of operators: what they ask the daemon for, and what they print of its answer."""
+"""The commands of operators: what they ask the daemon for, and what they print of its reply."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ class Asked:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.requests: list[Request] = []
-        self.answer: Any = {}
+        self.reply: Any = {}
         monkeypatch.setattr(taps, "ask", self._ask)
 
     def _ask(self, socket: Path, request: Request) -> Any:
         assert socket == Path("/run/tapmirror/control.sock")
         self.requests.append(request)
-        if isinstance(self.answer, ControlError):
-            asking.refused(self.answer)
-        return self.answer
+        if isinstance(self.reply, ControlError):
+            asking.refused(self.reply)
+        return self.reply
 
     def run(self, *words: str, input_: str | None = None) -> Result:
         """A command."""
@@ -50,7 +50,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
 
 
 @pytest.mark.parametrize(
-    ("words", "request_", "answer", "output"),
+    ("words", "request_", "reply", "output"),
     [
         (["stop", "web"], Stop(name="web"), {"stopped": [{"name": "web", "ledger": None}]}, "stopped: web\n"),
         (["stop", "--all"], Stop(all=True), {"stopped": []}, ""),
@@ -74,16 +74,16 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_is_asked_for(asked: Asked, words: Sequence[str], request_: Request, answer: Any, output: str) -> None:
-    asked.answer = answer
+def test_what_is_asked_for(asked: Asked, words: Sequence[str], request_: Request, reply: Any, output: str) -> None:
+    asked.reply = reply
     done = asked.run(*words)
     assert (done.exit_code, done.output) == (0, output)
     assert asked.requests == [request_]
-    assert json.loads(asked.run(*words, "--json").output) == answer
+    assert json.loads(asked.run(*words, "--json").output) == reply
 
 
 def test_start_takes_the_options_of_a_tap(asked: Asked) -> None:
-    asked.answer = {"started": ["web"]}
+    asked.reply = {"started": ["web"]}
     done = asked.run(
         "start", "--name=web", "--ttl=60", "--iface=eth0", "--port=80", "--shadow=a.test:81", "--percent=5", "--force"
     )  # fmt: skip
@@ -103,7 +103,7 @@ spec: {hosts: [web], http: [{route: [{destination: {host: web}}], mirror: {host:
 
 
 def test_apply_takes_what_a_file_of_kubernetes_does_not_say(asked: Asked) -> None:
-    asked.answer = {"plan": [], "failed": {}}
+    asked.reply = {"plan": [], "failed": {}}
     words = ["apply", "-f", "-", "--resolve", "v2=a.test:81"]
     assert "iface is missing: --iface, or a document" in asked.run(*words, input_=ROUTE).stderr
     assert asked.run(*words, "--iface=eth0", "--port=80", input_=ROUTE).exit_code == 0
@@ -113,7 +113,7 @@ def test_apply_takes_what_a_file_of_kubernetes_does_not_say(asked: Asked) -> Non
 
 
 def test_start_tells_what_the_tap_warned_of(asked: Asked) -> None:
-    asked.answer = {"started": ["a"], "notes": {"a": ["the shadow x port 1 cannot be reached yet", "and more"]}}
+    asked.reply = {"started": ["a"], "notes": {"a": ["the shadow x port 1 cannot be reached yet", "and more"]}}
     done = asked.run("start", "-f", "-", input_=FILE.format("a"))
     assert (done.exit_code, done.stdout) == (0, "started: a\n")
     assert done.stderr == "tapmirror: a: the shadow x port 1 cannot be reached yet\ntapmirror: a: and more\n"
@@ -123,7 +123,7 @@ def test_start_tells_what_the_tap_warned_of(asked: Asked) -> None:
     ("words", "dry_run", "force"), [([], False, False), (["--force"], False, True), (["--dry-run"], True, False)]
 )
 def test_apply_asks_for_what_it_is_told(asked: Asked, words: list[str], dry_run: bool, force: bool) -> None:
-    asked.answer = {"plan": [], "failed": {}}
+    asked.reply = {"plan": [], "failed": {}}
     assert asked.run("apply", "-f", "-", *words, input_=FILE.format("web")).exit_code == 0
     (request,) = asked.requests
     assert isinstance(request, Apply) and (request.dry_run, request.force) == (dry_run, force)
@@ -133,7 +133,7 @@ FILE = "name: {}\niface: eth0\nport: 80\nshadow: a.test:80\n"
 
 
 def test_start_takes_a_file_and_may_give_a_name_to_its_only_tap(asked: Asked) -> None:
-    asked.answer = {"started": ["other"]}
+    asked.reply = {"started": ["other"]}
     assert asked.run("start", "-f", "-", "--name=other", input_=FILE.format("web")).exit_code == 0
     assert isinstance(asked.requests[0], Start) and asked.requests[0].taps[0].name == "other"
     done = asked.run("start", "-f", "-", "--name=other", input_=f"{FILE.format('a')}---\n{FILE.format('b')}")
@@ -147,7 +147,7 @@ def test_start_takes_a_file_and_may_give_a_name_to_its_only_tap(asked: Asked) ->
 
 
 def test_apply_prints_the_plan_and_what_failed(asked: Asked) -> None:
-    asked.answer = {
+    asked.reply = {
         "plan": [
             {"name": "a", "action": "remove", "fields": []},
             {"name": "b", "action": "restart", "fields": ["ports", "seed"]},
@@ -182,7 +182,7 @@ def test_list_is_a_line_for_each_tap_and_nothing_is_cut(monkeypatch: pytest.Monk
     asked = Asked(monkeypatch)
     name = "checkout-service-payments-v2-canary"
     unwell = {**LISTED, "name": "b", "state": "running", "state_reason": "", "trouble": "shadow b: it is slow"}
-    asked.answer = {"taps": [LISTED, {**LISTED, "name": name, "state_reason": "", "origin": "x.yaml"}, unwell]}
+    asked.reply = {"taps": [LISTED, {**LISTED, "name": name, "state_reason": "", "origin": "x.yaml"}, unwell]}
     monkeypatch.setenv("COLUMNS", columns)
     done = CliRunner().invoke(main, ["list"])
     gap = " " * (len(name) - 2)
@@ -220,7 +220,7 @@ CODES = [("refused", 2), ("not_found", 2), ("denied", 2), ("failed", 1), ("lost"
 
 @pytest.mark.parametrize(("code", "status_"), CODES)
 def test_why_it_was_not_done_is_a_line_and_a_status(asked: Asked, code: str, status_: int) -> None:
-    asked.answer = ControlError(code, "it was not done")
+    asked.reply = ControlError(code, "it was not done")
     done = asked.run("pause", "web")
     assert (done.exit_code, done.output) == (status_, "tapmirror: error: it was not done\n")
 

@@ -203,8 +203,8 @@ def started(tmp_path: Path, stderr: int | None = None) -> Iterator[tuple[subproc
     def serve() -> None:
         with listener, listener.accept()[0] as sock, sock.makefile("rb") as lines:
             for line in lines:
-                answer = {"v": 1, "id": json.loads(line)["id"], "ok": {"daemon": DAEMON, "taps": [TAP]}}
-                sock.sendall(json.dumps(answer).encode() + b"\n")
+                response = {"v": 1, "id": json.loads(line)["id"], "ok": {"daemon": DAEMON, "taps": [TAP]}}
+                sock.sendall(json.dumps(response).encode() + b"\n")
 
     thread = threading.Thread(target=serve)
     thread.start()

@@ -116,7 +116,7 @@ def test_a_scan_of_paths_of_numbers_leaves_the_endpoints_their_names(monkeypatch
     assert scanned == names | {"GET /{id}", "GET /{id}/{id}", "GET /{id}/{id}/{id}"}
 
 
-def test_the_state_is_bounded_in_time_and_against_hostile_paths_and_answers() -> None:
+def test_the_state_is_bounded_in_time_and_against_hostile_paths_and_responses() -> None:
     spec = Compare(level=Level.BODY, max_endpoints=10, max_fields=5, max_samples=7, noise_probe=0.0)
     comparison = Comparison(spec, [("v2", "")], Plain())
     talk = comparison.opened(1, False)
@@ -249,7 +249,7 @@ def test_errors_of_one_side_alone_are_counted_apart(level: Level) -> None:
 
 
 @pytest.mark.parametrize("method", [b"HEAD", b"GET"])
-def test_lengths_that_answers_to_head_tell_are_compared_and_shown(method: bytes) -> None:
+def test_lengths_that_responses_to_head_tell_are_compared_and_shown(method: bytes) -> None:
     comparison = Comparison(Compare(level=Level.BODY), [("v2", "")], Plain())
     talk = comparison.opened(1, False)
     flags = START | (NO_BODY if method == b"HEAD" else 0)
@@ -258,7 +258,7 @@ def test_lengths_that_answers_to_head_tell_are_compared_and_shown(method: bytes)
     talk.asked(0, 1, NO_BODY if method == b"HEAD" else 0)
     talk.sent(0, 1, 5, 0)
     talk.decided(1)
-    for side, body in (("production", b"a"), ("answer", b" a")):
+    for side, body in (("production", b"a"), ("shadow", b" a")):
         head = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: %d\r\n\r\n" % len(body)
         data = head if method == b"HEAD" else head + body
         talk.production_data(data, 9) if side == "production" else talk.shadow_data(0, data, 9)

@@ -11,24 +11,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from differences import answer, doc, found, rules
+from differences import doc, found, response, rules
 from tapmirror.compare import documents
 from tapmirror.compare.diff import compare
-from tapmirror.exchange import Answer, Failure
+from tapmirror.exchange import Failure, Response
 from tapmirror.spec import Level
 
 
-def test_equal_answers() -> None:
-    assert not found(answer(b"{}"), answer(b"{}"))
+def test_equal_responses() -> None:
+    assert not found(response(b"{}"), response(b"{}"))
 
 
 def test_where_the_status_differs_nothing_else_counts() -> None:
-    assert found(answer(b"{}"), answer(b"[]", 500, Server="x")) == ["value status"]
-    assert found(answer(b"{}"), Answer(0, failure=Failure.CLOSED)) == ["missing status"]
+    assert found(response(b"{}"), response(b"[]", 500, Server="x")) == ["value status"]
+    assert found(response(b"{}"), Response(0, failure=Failure.CLOSED)) == ["missing status"]
 
 
 def test_levels() -> None:
-    one, other = answer(b"1", Vary="a"), answer(b"2", Vary="b")
+    one, other = response(b"1", Vary="a"), response(b"2", Vary="b")
     assert found(one, other, level=Level.STATUS) == []
     assert found(one, other, level=Level.HEADERS) == ["value header.vary"]
     assert found(one, other) == ["value header.vary", "value body"]
@@ -36,15 +36,15 @@ def test_levels() -> None:
 
 def test_what_is_no_json() -> None:
     """On one side: nothing of it is held against the other's members."""
-    assert found(answer(b"{"), answer(b"{}")) == ["value body"]
-    assert found(answer(b'{"a": 1'), answer(b'{"a": 2}')) == ["value body"]
-    assert found(answer(b"[", type_="text/html"), answer(b"[]", type_="text/html")) == ["value body.lines"]
+    assert found(response(b"{"), response(b"{}")) == ["value body"]
+    assert found(response(b'{"a": 1'), response(b'{"a": 2}')) == ["value body"]
+    assert found(response(b"[", type_="text/html"), response(b"[]", type_="text/html")) == ["value body.lines"]
 
 
 def test_what_is_said_to_be_json_and_is_none_on_either_side_is_text() -> None:
     one, other = (b'{"at":%d,\n"mean":.5,\n"state":"%b"}' % each for each in ((17, b"good"), (18, b"bad")))
-    assert [each.partition("[")[0] for each in found(answer(one), answer(other))] == ["value body.lines"] * 2
-    assert found(answer(b"\xff\x00"), answer(b"\xfe\x00")) == ["value body.lines"]
+    assert [each.partition("[")[0] for each in found(response(one), response(other))] == ["value body.lines"] * 2
+    assert found(response(b"\xff\x00"), response(b"\xfe\x00")) == ["value body.lines"]
 
 
 @pytest.mark.parametrize(
@@ -59,15 +59,15 @@ def test_what_is_said_to_be_json_and_is_none_on_either_side_is_text() -> None:
 )
 def test_bytes_that_are_no_text_are_not_all_the_same(body: bytes, type_: str) -> None:
     """Each is shown as U+FFFD."""
-    one, other = answer(body % b"\xe9", type_=type_), answer(body % b"\xe8", type_=type_)
+    one, other = response(body % b"\xe9", type_=type_), response(body % b"\xe8", type_=type_)
     assert found(one, other) == ["value body.lines"]
-    assert found(one, answer(body % b"\xe9", type_=f"{type_}; charset=utf-8"), ignore_headers=("content-type",)) == []
+    assert found(one, response(body % b"\xe9", type_=f"{type_}; charset=utf-8"), ignore_headers=("content-type",)) == []
 
 
 def test_hostile_documents_take_no_long_time() -> None:
-    one = answer(json.dumps([{"a" * 50 + str(n): [n] * 10 for n in range(300)}] * 10).encode())
-    other = answer(json.dumps([{"a" * 50 + str(n): [n + 1] * 10 for n in range(300)}] * 10).encode())
-    html = answer(b"<" * 60_000, type_="text/html"), answer(b"<script" * 9000, type_="text/html")
+    one = response(json.dumps([{"a" * 50 + str(n): [n] * 10 for n in range(300)}] * 10).encode())
+    other = response(json.dumps([{"a" * 50 + str(n): [n + 1] * 10 for n in range(300)}] * 10).encode())
+    html = response(b"<" * 60_000, type_="text/html"), response(b"<script" * 9000, type_="text/html")
     begin = time.process_time()
     compare(one, other, rules())
     compare(*html, rules())
@@ -75,8 +75,8 @@ def test_hostile_documents_take_no_long_time() -> None:
 
 
 def test_compressed_bodies_are_decoded_first() -> None:
-    one = answer(gzip.compress(b'{"a": 1}'), Content_Encoding="gzip")
-    other = answer(zlib.compress(b'{"a": 2}'), Content_Encoding="deflate")
+    one = response(gzip.compress(b'{"a": 1}'), Content_Encoding="gzip")
+    other = response(zlib.compress(b'{"a": 2}'), Content_Encoding="deflate")
     assert found(one, other, ignore_headers=("content-encoding",)) == ["value body.a"]
 
 
@@ -85,7 +85,7 @@ def test_compressed_bodies_are_decoded_first() -> None:
     ("body", "differs"), [(b"", []), (b"{}", ["extra body"])], ids=["no bodies, as of HEAD", "none on one side"]
 )
 def test_what_is_not_there_needs_no_decoding(coding: str, body: bytes, differs: list[str]) -> None:
-    one, other = answer(b"", Content_Encoding=coding), answer(body)
+    one, other = response(b"", Content_Encoding=coding), response(body)
     compared = compare(one, other, rules(), bodiless=not body)
     assert [each.field for each in compared.found] == ["missing header.content-encoding", *differs]
     assert compared.skipped == ""
@@ -94,47 +94,49 @@ def test_what_is_not_there_needs_no_decoding(coding: str, body: bytes, differs: 
 @pytest.mark.parametrize(
     ("one", "other", "skipped"),
     [
-        (answer(b"x", Content_Encoding="gzip"), answer(b"y", Content_Encoding="br"), ""),
+        (response(b"x", Content_Encoding="gzip"), response(b"y", Content_Encoding="br"), ""),
         (
-            answer(gzip.compress(bytes(99_999)), Content_Encoding="gzip"),
-            answer(b"y", Content_Encoding="gzip"),
+            response(gzip.compress(bytes(99_999)), Content_Encoding="gzip"),
+            response(b"y", Content_Encoding="gzip"),
             "too long decoded",
         ),
-        (Answer(200, b"", b"ab", 3, whole=False), Answer(200, b"", b"ab", 3), "not seen whole"),
-        (Answer(200, b"", b"ab", 20), Answer(200, b"", b"ab", 20), "too long"),
+        (Response(200, b"", b"ab", 3, whole=False), Response(200, b"", b"ab", 3), "not seen whole"),
+        (Response(200, b"", b"ab", 20), Response(200, b"", b"ab", 20), "too long"),
     ],
 )
-def test_what_cannot_be_compared_is_said(one: Answer, other: Answer, skipped: str) -> None:
+def test_what_cannot_be_compared_is_said(one: Response, other: Response, skipped: str) -> None:
     compared = compare(one, other, rules(decoded_bytes=1000, ignore_headers=("content-encoding", "content-type")))
     assert not compared.found
     assert skipped in compared.skipped
 
 
 def test_long_bodies_are_compared_by_hash_and_length() -> None:
-    one = Answer(200, b"", b"ab", 20, b"one")
-    assert found(one, Answer(200, b"", b"abc", 20, b"one")) == []
-    assert found(one, Answer(200, b"", b"ab", 20, b"two")) == ["value body"]
-    assert found(one, Answer(200, b"", b"ab", 21)) == ["value body"]
-    cut, whole = Answer(200, b"", b"a", 20, b"one"), Answer(200, b"", b"a", 1)
+    one = Response(200, b"", b"ab", 20, b"one")
+    assert found(one, Response(200, b"", b"abc", 20, b"one")) == []
+    assert found(one, Response(200, b"", b"ab", 20, b"two")) == ["value body"]
+    assert found(one, Response(200, b"", b"ab", 21)) == ["value body"]
+    cut, whole = Response(200, b"", b"a", 20, b"one"), Response(200, b"", b"a", 1)
     assert found(cut, whole) == found(whole, cut) == ["value body"]
 
 
 def test_bodies_that_are_not_what_their_coding_says_are_compared_as_bytes() -> None:
-    one, other = (answer(gzip.compress(b'{"a":%d}' % n)[:-9], Content_Encoding="gzip") for n in range(2))
+    one, other = (response(gzip.compress(b'{"a":%d}' % n)[:-9], Content_Encoding="gzip") for n in range(2))
     compared = compare(one, other, rules())
     assert [each.field for each in compared.found] == ["value body"]
     assert compared.skipped == "gzip: cut off"
 
 
 def test_bodies_that_are_the_same_once_they_are_decoded_differ_in_nothing() -> None:
-    one = answer(gzip.compress(b"[1]"), Content_Encoding="gzip")
-    other = answer(zlib.compress(b"[1]"), type_="text/html", Content_Encoding="deflate")
+    one = response(gzip.compress(b"[1]"), Content_Encoding="gzip")
+    other = response(zlib.compress(b"[1]"), type_="text/html", Content_Encoding="deflate")
     assert found(one, other, ignore_headers=("content-encoding",)) == ["value header.content-type"]
 
 
 def test_bodies_of_different_kinds() -> None:
-    assert found(answer(b"{}"), answer(b"<p>", type_="text/html"), ignore_headers=("content-type",)) == ["type body"]
-    assert found(answer(b"{}"), answer(b"")) == ["missing body"]
+    assert found(response(b"{}"), response(b"<p>", type_="text/html"), ignore_headers=("content-type",)) == [
+        "type body"
+    ]
+    assert found(response(b"{}"), response(b"")) == ["missing body"]
 
 
 JSON = st.recursive(
@@ -173,14 +175,14 @@ def test_members_that_are_left_unread_have_no_differences(same: Any, one: Any, o
 
 @given(st.binary(max_size=200), st.binary(max_size=200), st.sampled_from(["text/html", "text/plain", "text/json", ""]))
 def test_whatever_comes_is_compared(one: bytes, other: bytes, type_: str) -> None:
-    compare(answer(one, type_=type_), answer(other, type_=type_), rules(ignore_patterns=("x+",)))
-    compare(Answer(200, one, other, len(other)), Answer(200, other, one, len(one)), rules())
+    compare(response(one, type_=type_), response(other, type_=type_), rules(ignore_patterns=("x+",)))
+    compare(Response(200, one, other, len(other)), Response(200, other, one, len(one)), rules())
 
 
 def test_parts_are_compared_without_what_is_between_them() -> None:
-    def parts(boundary: str, text: str) -> Answer:
+    def parts(boundary: str, text: str) -> Response:
         body = f"\r\n--{boundary}\r\nContent-Type: text/html\r\n\r\n{text}\r\n--{boundary}--\r\n"
-        return answer(body.encode(), type_=f"multipart/mixed; boundary={boundary}")
+        return response(body.encode(), type_=f"multipart/mixed; boundary={boundary}")
 
     assert found(parts("58ccd26e", "a"), parts("1206f561", "a")) == []
     assert found(parts("58ccd26e", "a"), parts("batch_12", "a")) == []

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from differences import answer, doc, found
+from differences import doc, found, response
 from tapmirror.compare import documents
 from tapmirror.compare.documents import _SORTED as SORTED
 from tapmirror.compare.rules import ENCODED
@@ -66,7 +66,7 @@ def test_json(one: Any, other: Any, want: list[str]) -> None:
 def test_json_by_other_names(type_: str, before: str, coding: str, path: str) -> None:
     """A time that always differs hides nothing else, and no tags are taken out."""
     one, other = (before + f'{{"at":{at},"name":"é<b>{name}</b>"}}' for at, name in ((17, "a"), (18, "b")))
-    both = [answer(text.encode(coding), type_=type_) for text in (one, other)]
+    both = [response(text.encode(coding), type_=type_) for text in (one, other)]
     assert found(*both) == [f"value {path}.at", f"value {path}.name"]
 
 
@@ -107,9 +107,9 @@ def test_what_is_no_such_object_is_read_whole(body: bytes) -> None:
 @pytest.mark.parametrize("lines", [b" \n", b"1\n2", b'{"a":1}\n{"a":2}\n'])
 def test_lines_are_no_array(lines: bytes) -> None:
     array = b"[%b]" % b",".join(lines.split())
-    assert found(answer(array), answer(lines)) == ["type body"]
-    assert found(answer(lines), answer(array)) == ["type body"]
-    assert found(answer(lines), answer(lines.replace(b"\n", b"\r\n"))) == []
+    assert found(response(array), response(lines)) == ["type body"]
+    assert found(response(lines), response(array)) == ["type body"]
+    assert found(response(lines), response(lines.replace(b"\n", b"\r\n"))) == []
 
 
 def test_what_differs_beyond_the_nodes_is_told() -> None:
@@ -181,7 +181,7 @@ def test_depth_nodes_and_differences_are_bounded() -> None:
     assert len(doc(many, {k: -v for k, v in many.items()}, differences=10)) == 10
     assert len(doc([[n] for n in range(1000)], [[n + 1] for n in range(1000)], nodes=20)) <= 20
     deep = b"[" * 100_000
-    assert [each.partition("[")[0] for each in found(answer(deep), answer(deep + b"]"))] == ["value body.lines"]
+    assert [each.partition("[")[0] for each in found(response(deep), response(deep + b"]"))] == ["value body.lines"]
 
 
 def test_the_data_of_events_is_looked_into() -> None:
@@ -189,14 +189,14 @@ def test_the_data_of_events_is_looked_into() -> None:
     type_ = "text/event-stream; charset=utf-8"
     one = b'id: 7\nevent: tick\ndata: {"price":3,"at":17}\n\n: ping\n\ndata: [DONE]\n\n'
     other = b'\xef\xbb\xbfid: 7\r\nevent: tick\r\ndata: {"price":4,\r\ndata: "at":18}\r\n\r\ndata:[DONE]\r\n'
-    assert found(answer(one, type_=type_), answer(other, type_=type_)) == [
+    assert found(response(one, type_=type_), response(other, type_=type_)) == [
         "value body[].data.price",
         "value body[].data.at",
     ]
-    assert found(answer(one, type_=type_), answer(one + one, type_=type_)) == ["length body"]
-    plain = [answer(b"data: a %d\n\n" % number, type_=type_) for number in (1, 2)]
+    assert found(response(one, type_=type_), response(one + one, type_=type_)) == ["length body"]
+    plain = [response(b"data: a %d\n\n" % number, type_=type_) for number in (1, 2)]
     assert [each.partition("[")[0] for each in found(*plain)] == ["value body.lines"]
-    many = answer(b"data: {}\n\n" + b"data\n" * 10_000, type_=type_)
-    assert found(many, answer(many.body + b"data: x\n", type_=type_)) == ["value body[].data"]
-    many = answer(b"data: {}\n\n" + b"\n" * documents.LINES, type_=type_)
-    assert found(many, answer(many.body + b"\n", type_=type_)) == ["value body.lines"]
+    many = response(b"data: {}\n\n" + b"data\n" * 10_000, type_=type_)
+    assert found(many, response(many.body + b"data: x\n", type_=type_)) == ["value body[].data"]
+    many = response(b"data: {}\n\n" + b"\n" * documents.LINES, type_=type_)
+    assert found(many, response(many.body + b"\n", type_=type_)) == ["value body.lines"]

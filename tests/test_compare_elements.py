@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from differences import answer, found, rules
+from differences import found, response, rules
 from tapmirror.compare.diff import compare
 from tapmirror.compare.elements import DEPTH, ELEMENTS, TIMES, at, document
 
@@ -22,7 +22,7 @@ SOAP = (
 
 
 def xml(one: str, other: str, type_: str = "application/xml", **spec: object) -> list[str]:
-    return found(answer(one.encode(), type_=type_), answer(other.encode(), type_=type_), **spec)
+    return found(response(one.encode(), type_=type_), response(other.encode(), type_=type_), **spec)
 
 
 @pytest.mark.parametrize(
@@ -165,8 +165,8 @@ LATIN = '<?xml version="1.0" encoding="%s"?><a><t>%s</t><n>%s</n></a>'
 def test_the_encoding_that_is_declared(type_: str, declared: str, written: str) -> None:
     """What Content-Type says goes before it (RFC 7303, 3.2)."""
     name, its_name = ("\u30a2", "\u30a4") if written == "shift_jis" else ("\xe9", "\xe8")
-    one = answer((LATIN % (declared, 1, name)).encode(written), type_=type_)
-    other = answer((LATIN % (declared, 2, its_name)).encode(written), type_=type_)
+    one = response((LATIN % (declared, 1, name)).encode(written), type_=type_)
+    other = response((LATIN % (declared, 2, its_name)).encode(written), type_=type_)
     assert found(one, other) == ["value body.a.t", "value body.a.n"]
     assert found(one, other, ignore_paths=("a.t",)) == ["value body.a.n"]
     tree = document(one.body, type_.encode())
@@ -198,7 +198,7 @@ def test_the_encoding_that_is_declared(type_: str, declared: str, written: str) 
 def test_what_is_no_text_in_its_encoding_is_compared_by_its_tags(type_: str, declared: str) -> None:
     """What is replaced would be the same on both sides."""
     one, other = (
-        answer((LATIN % (declared, *each)).encode("latin-1"), type_=type_) for each in ((1, "\xe9"), (2, "\xe8"))
+        response((LATIN % (declared, *each)).encode("latin-1"), type_=type_) for each in ((1, "\xe9"), (2, "\xe8"))
     )
     assert document(one.body, type_.encode()) is None
     fields = found(one, other, ignore_paths=("a.t",))
@@ -230,8 +230,8 @@ def test_hostile_xml_takes_no_time(text: str) -> None:
 
 
 def test_it_counts_for_the_time_that_it_takes() -> None:
-    one, other = (answer(FEED.replace("Three", title).encode(), type_="text/xml") for title in ("Three", "Seven"))
-    text, its_text = (answer(each.body, type_="text/plain") for each in (one, other))
+    one, other = (response(FEED.replace("Three", title).encode(), type_="text/xml") for title in ("Three", "Seven"))
+    text, its_text = (response(each.body, type_="text/plain") for each in (one, other))
     assert compare(one, other, rules()).looked == TIMES * compare(text, its_text, rules()).looked == 6 * len(FEED)
 
 
@@ -239,7 +239,7 @@ def test_it_counts_for_the_time_that_it_takes() -> None:
     "type_", ["application/xhtml+xml", "application/vnd.openxmlformats-officedocument.wordprocessingml.document"]
 )
 def test_what_is_not_compared_as_xml_counts_as_what_it_is(type_: str) -> None:
-    one, other = (answer(body, type_=type_) for body in (b"<a>1</a>", b"<a>2</a>"))
+    one, other = (response(body, type_=type_) for body in (b"<a>1</a>", b"<a>2</a>"))
     assert compare(one, other, rules()).looked == 16
 
 

@@ -14,7 +14,7 @@ from tapmirror.compare.figures import figures, merge
 from tapmirror.compare.noise import Nature
 from tapmirror.compare.summary import Endpoint, Field, Point, State, Summary, state_bounds
 from tapmirror.compare.verdict import Outcome, Verdict, VerdictLimits
-from tapmirror.exchange import Answer, Asked, Reply
+from tapmirror.exchange import Asked, Delivery, Response
 from tapmirror.spec import Compare, Level
 
 
@@ -248,9 +248,9 @@ def verdicts(slower: float, rand: random.Random) -> Iterator[Verdict]:
     endpoint = summary.endpoint("GET /a")
     for number in range(1, 100_001):
         took, its = (int(rand.lognormvariate(15, 0.5)) for _ in range(2))
-        answer, other = (Answer(200, first_ns=1 + each, last_ns=1 + each) for each in (took, int(its * slower)))
+        response, other = (Response(200, first_ns=1 + each, last_ns=1 + each) for each in (took, int(its * slower)))
         asked = Asked(number, b"GET", b"/a", b"", ended_ns=1)
-        summary.observe(endpoint, asked, answer, Reply(other, 1), number / 250)
+        summary.observe(endpoint, asked, response, Delivery(other, 1), number / 250)
         summary.state.requests = number
         if number % 5000 == 0:
             yield figures("t", "s", summary.state, Compare(), VerdictLimits()).verdict

@@ -6,24 +6,24 @@ from typing import Any
 
 import pytest
 
-from differences import answer, found, rules
+from differences import found, response, rules
 from tapmirror.compare.diff import compare
 from tapmirror.compare.heads import fields
-from tapmirror.exchange import Answer
+from tapmirror.exchange import Response
 
 
 def test_headers() -> None:
-    one = answer(Date="now", Vary="a", Gone="x", Set_Cookie="session=1; Path=/; HttpOnly")
-    other = answer(date="then", VARY="b", New="x", Set_Cookie="session=2; httponly; Path=/")
+    one = response(Date="now", Vary="a", Gone="x", Set_Cookie="session=1; Path=/; HttpOnly")
+    other = response(date="then", VARY="b", New="x", Set_Cookie="session=2; httponly; Path=/")
     assert sorted(found(one, other)) == ["extra header.new", "missing header.gone", "value header.vary"]
     assert sorted(found(one, other, ignore_headers=("New", "gone"))) == ["value header.vary"]
     assert "value header.date" in found(one, other, all_headers=True)
 
 
 def test_cookies_differ_in_names_and_attributes() -> None:
-    one = answer(Set_Cookie="session=1; Path=/; Secure")
-    assert found(one, answer(Set_Cookie="session=2; Path=/")) == ["value header.set-cookie"]
-    assert found(one, answer(Set_Cookie="sid=1; Path=/; Secure")) == ["value header.set-cookie"]
+    one = response(Set_Cookie="session=1; Path=/; Secure")
+    assert found(one, response(Set_Cookie="session=2; Path=/")) == ["value header.set-cookie"]
+    assert found(one, response(Set_Cookie="sid=1; Path=/; Secure")) == ["value header.set-cookie"]
 
 
 def test_fields_of_one_name() -> None:
@@ -31,10 +31,10 @@ def test_fields_of_one_name() -> None:
 
 
 def test_a_field_that_is_there_twice() -> None:
-    """Browsers refuse an answer that allows an origin twice."""
+    """Browsers refuse a response that allows an origin twice."""
     lines = [b"HTTP/1.1 200 OK", b"Access-Control-Allow-Origin: *", b"Date: now", b"", b""]
-    one = Answer(200, b"\r\n".join(lines))
-    other = Answer(200, b"\r\n".join([*lines[:2], *lines[1:]]))
+    one = Response(200, b"\r\n".join(lines))
+    other = Response(200, b"\r\n".join([*lines[:2], *lines[1:]]))
     assert found(one, other) == found(other, one) == ["value header.access-control-allow-origin"]
 
 
@@ -72,7 +72,7 @@ def test_quotes_that_nothing_ends_are_looked_at_once(end: str) -> None:
 
 def test_a_field_in_two_lines_is_its_list() -> None:
     lines = [b"HTTP/1.1 200 OK", b"Vary: Origin", b"Vary: Accept", b"", b""]
-    assert found(Answer(200, b"\r\n".join(lines)), _with("Vary", "Accept, Origin")) == []
+    assert found(Response(200, b"\r\n".join(lines)), _with("Vary", "Accept, Origin")) == []
 
 
 @pytest.mark.parametrize(
@@ -104,12 +104,12 @@ def test_what_does_not(name: str, value: str, other: str) -> None:
     assert found(_with(name, value), _with(name, other)) == [f"value header.{name.lower()}"]
 
 
-def _with(name: str, value: str) -> Answer:
-    return Answer(200, f"HTTP/1.1 200 OK\r\n{name}: {value}\r\n\r\n".encode())
+def _with(name: str, value: str) -> Response:
+    return Response(200, f"HTTP/1.1 200 OK\r\n{name}: {value}\r\n\r\n".encode())
 
 
-def _length(length: str, *more: bytes) -> Answer:
-    return Answer(200, b"\r\n".join([b"HTTP/1.1 200 OK", *more, b"Content-Length: " + length.encode(), b"", b""]))
+def _length(length: str, *more: bytes) -> Response:
+    return Response(200, b"\r\n".join([b"HTTP/1.1 200 OK", *more, b"Content-Length: " + length.encode(), b"", b""]))
 
 
 @pytest.mark.parametrize(
@@ -123,8 +123,8 @@ def _length(length: str, *more: bytes) -> Answer:
         (_length("17"), _length("18"), {"all_headers": True}, ["value header.content-length"]),
     ],
 )
-def test_the_length_that_answers_to_head_tell(
-    one: Answer, other: Answer, spec: dict[str, Any], fields: list[str]
+def test_the_length_that_responses_to_head_tell(
+    one: Response, other: Response, spec: dict[str, Any], fields: list[str]
 ) -> None:
     assert [each.field for each in compare(one, other, rules(**spec), bodiless=True).found] == fields
     if not spec:

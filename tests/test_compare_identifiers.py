@@ -21,7 +21,7 @@ from tapmirror.compare.noise import Nature
 from tapmirror.compare.texts import _line_name
 from tapmirror.compare.verdict import Outcome, VerdictLimits
 from tapmirror.events import START
-from tapmirror.exchange import Answer, Asked
+from tapmirror.exchange import Asked, Response
 from tapmirror.spec import Compare, Level
 
 _HASH = f"[{_line_name('/orders/#')}]"
@@ -127,7 +127,7 @@ def test_what_each_version_gives_anew_is_no_difference_and_the_report_says_what_
         ("token", lambda o, n, r: o["token"] if n % 3 else ""),
     ],
 )
-def test_an_identifier_that_is_not_in_each_answer_is_one(
+def test_an_identifier_that_is_not_in_each_response_is_one(
     name: str, value: Callable[[Order, int, random.Random], Any]
 ) -> None:
     found = run(both=_set(name, value), requests=2000)
@@ -148,7 +148,9 @@ def test_one_that_is_the_same_on_both_sides_only_within_a_list_is_none() -> None
 
 def test_a_status_is_no_number_that_goes_up() -> None:
     difference = Difference(Change.VALUE, "status", 201, 409)
-    (found,) = Identifiers().sort("POST /", Asked(1, b"POST", b"/", b""), Answer(201), Answer(409), [difference]).found
+    (found,) = (
+        Identifiers().sort("POST /", Asked(1, b"POST", b"/", b""), Response(201), Response(409), [difference]).found
+    )
     assert found is difference
 
 
@@ -266,7 +268,7 @@ def test_numbers_may_come_in_another_order_than_they_were_given(counts: bool) ->
         exchanges.append((at + rand.randrange(900_000_000), mine, its, at))
     believed = 0
     for its_at, mine, its, at in sorted(exchanges):
-        one, other = (Answer(status=200, head=b"HTTP/1.1 200 OK\r\n\r\n", last_ns=when) for when in (at, its_at))
+        one, other = (Response(status=200, head=b"HTTP/1.1 200 OK\r\n\r\n", last_ns=when) for when in (at, its_at))
         ((found,), _) = identifiers.sort(
             "POST /", Asked(1, b"POST", b"/", b""), one, other, [Difference(Change.VALUE, "body.number", mine, its)]
         )
@@ -309,7 +311,7 @@ def test_a_token_that_each_side_gives_anew_is_one(type_: bytes, text: str) -> No
 
 
 def tokens(type_: bytes, text: str, every: int) -> Figures:
-    """Of answers with a token, of which one in so many is another one at the shadow."""
+    """Of responses with a token, of which one in so many is another one at the shadow."""
     rand = random.Random(1)
     spec = Compare(level=Level.BODY)
     comparison = Comparison(spec, [("v2", "")], Plain())

@@ -20,7 +20,7 @@ from tapmirror.compare.noise import (
     weigh,
 )
 from tapmirror.compare.summary import Endpoint, Field
-from tapmirror.exchange import Answer
+from tapmirror.exchange import Response
 
 DIFFY = Thresholds(0.2, 0.0003)
 
@@ -127,14 +127,14 @@ def test_the_evidence_of_a_field_is_of_its_endpoint() -> None:
 
 def test_repeats_are_bounded_by_number_and_bytes() -> None:
     repeats = Repeats(2, 1000)
-    one, two, three = (Answer(200, b"", bytes(100), 100) for _ in range(3))
+    one, two, three = (Response(200, b"", bytes(100), 100) for _ in range(3))
     assert repeats.swap(b"1", one) is None
     assert repeats.swap(b"1", two) is one
     repeats.swap(b"2", one)
     repeats.swap(b"3", three)
     assert repeats.swap(b"1", one) is None
     assert repeats.swap(b"3", one) is three
-    assert repeats.swap(b"4", Answer(200, b"", bytes(2000), 2000)) is None
+    assert repeats.swap(b"4", Response(200, b"", bytes(2000), 2000)) is None
     assert repeats.swap(b"4", one) is None
     assert repeats._free <= 1000
     repeats = Repeats(9, 1000)
@@ -144,7 +144,7 @@ def test_repeats_are_bounded_by_number_and_bytes() -> None:
     assert repeats.swap(b"1", two) is None
 
 
-def test_requests_that_should_get_the_same_answer() -> None:
+def test_requests_that_should_get_the_same_response() -> None:
     head = b"GET /a?b HTTP/1.1\r\nHost: x\r\nCookie: a=1\r\nX-Request-Id: 1\r\n\r\n"
     assert request_key(head) == request_key(head.replace(b"Id: 1", b"Id: 2").replace(b"Host: x\r\n", b"Host: x\r\n"))
     assert request_key(head) != request_key(head.replace(b"a=1", b"a=2"))

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from differences import answer, found
+from differences import found, response
 from tapmirror.compare.pages import page
 
 HEAD = '<!doctype html><html><head><title>Shop</title><meta name="description" content="all of it">'
@@ -20,7 +20,7 @@ PAGE = (
 
 
 def pages(one: str, other: str, **spec: object) -> list[str]:
-    return found(answer(one.encode(), type_="text/html"), answer(other.encode(), type_="text/html"), **spec)
+    return found(response(one.encode(), type_="text/html"), response(other.encode(), type_="text/html"), **spec)
 
 
 def test_html_is_compared_by_its_text() -> None:

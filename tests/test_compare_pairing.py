@@ -9,10 +9,10 @@ from typing import Final
 import pytest
 
 from tapmirror.compare.operations import OPENING
-from tapmirror.compare.pairing import PENDING_BYTES, REPLY_BYTES, SAMPLE_BODY, Conversation
+from tapmirror.compare.pairing import DELIVERY_BYTES, PENDING_BYTES, SAMPLE_BODY, Conversation
 from tapmirror.events import NO_BODY, TUNNEL
 from tapmirror.exchange import Asked, Calls, Exchange, Failure, Unpaired
-from tapmirror.framing.answers import NOTHING, ReaderBounds, ResponseMemory
+from tapmirror.framing.response_content import NOTHING, ReaderBounds, ResponseMemory
 
 BOUNDS: Final = ReaderBounds(head_bytes=4096, hash_bytes=1 << 20, awaited=64)
 ROOM: Final = 1 << 20
@@ -68,7 +68,11 @@ class Talk:
 
     def statuses(self) -> list[tuple[int, int, list[int]]]:
         return [
-            (pair.asked.number, pair.production.status, [reply.answer.status for reply in pair.replies.values()])
+            (
+                pair.asked.number,
+                pair.production.status,
+                [delivery.response.status for delivery in pair.deliveries.values()],
+            )
             for pair in self.out.pairs
         ]
 
@@ -77,7 +81,7 @@ def ok(body: str = "x", status: int = 200) -> bytes:
     return f"HTTP/1.1 {status} OK\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
 
 
-def test_a_request_with_both_answers() -> None:
+def test_a_request_with_both_responses() -> None:
     talk = Talk()
     talk.ask()
     talk.production_data(ok())
@@ -85,8 +89,8 @@ def test_a_request_with_both_answers() -> None:
     talk.shadow(ok(status=500))
     assert talk.statuses() == [(1, 200, [500])]
     (pair,) = talk.out.pairs
-    assert (pair.replies[0].sent_ns, pair.asked.ended_ns, pair.production.last_ns) == (1010, 1020, 1030)
-    assert pair.replies[0].answer.last_ns == 1040
+    assert (pair.deliveries[0].sent_ns, pair.asked.ended_ns, pair.production.last_ns) == (1010, 1020, 1030)
+    assert pair.deliveries[0].response.last_ns == 1040
     assert len(talk.conversation) == 0
     assert talk.memory.free == ROOM
 
@@ -111,23 +115,23 @@ def test_pipelined_requests_are_paired_in_order() -> None:
     assert talk.statuses() == [(n, 200 + n, [200 + n]) for n in (1, 2, 3)]
 
 
-def test_an_answer_tells_when_the_one_before_it_on_its_connection_was_complete() -> None:
+def test_a_response_tells_when_the_one_before_it_on_its_connection_was_complete() -> None:
     talk = Talk()
     for _ in range(3):
         talk.ask()
-    for answer in (ok(), b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", ok()):
-        talk.production_data(answer)
-        talk.shadow(answer)
+    for response in (ok(), b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", ok()):
+        talk.production_data(response)
+        talk.shadow(response)
     assert [pair.production.since_ns for pair in talk.out.pairs] == [0, 1070, 1090]
-    assert [pair.replies[0].answer.since_ns for pair in talk.out.pairs] == [0, 1080, 1100]
+    assert [pair.deliveries[0].response.since_ns for pair in talk.out.pairs] == [0, 1080, 1100]
     talk.conversation.shadow_ended(0, talk.tick(), reset=False)
     talk.ask()
     talk.production_data(ok())
     talk.shadow(ok())
-    assert talk.out.pairs[-1].replies[0].answer.since_ns == 0  # another connection
+    assert talk.out.pairs[-1].deliveries[0].response.since_ns == 0  # another connection
 
 
-def test_an_answer_before_the_request_ends() -> None:
+def test_a_response_before_the_request_ends() -> None:
     talk = Talk()
     talk.ask(end=False)
     talk.production_data(ok(status=413))
@@ -173,7 +177,9 @@ def test_what_was_never_sent_is_not_for_the_shadow_to_answer() -> None:
     talk.production_data(ok())
     conversation.expire(50.0, talk.tick())
     (pair,) = talk.out.pairs
-    assert [(shadow, reply.answer.failure) for shadow, reply in pair.replies.items()] == [(1, Failure.TIMEOUT)]
+    assert [(shadow, delivery.response.failure) for shadow, delivery in pair.deliveries.items()] == [
+        (1, Failure.TIMEOUT)
+    ]
     assert talk.out.lost == [(0, Unpaired.NOT_SENT)]
 
 
@@ -192,7 +198,7 @@ def test_what_is_given_up_after_the_shadow_refused_it_leaves_nothing() -> None:
 
 def test_a_request_without_room_keeps_its_place() -> None:
     talk = Talk()
-    talk.memory.free = most = PENDING_BYTES + REPLY_BYTES + 100
+    talk.memory.free = most = PENDING_BYTES + DELIVERY_BYTES + 100
     head = b"GET / HTTP/1.1\r\nX: " + bytes(100)
     talk.conversation.request(Asked(1, b"GET", b"/", head), 0, 100, 1.0)
     talk.number = 1
@@ -227,14 +233,14 @@ def test_of_a_long_body_is_kept_what_may_name_an_operation(calls: Calls | None, 
         talk.conversation.request_body(1, memoryview(body)[at : at + size])
         at += size
     assert (asked.body, asked.longer) == (body[:kept], sum(sizes) > SAMPLE_BODY)
-    assert talk.memory.free == ROOM - PENDING_BYTES - REPLY_BYTES - kept
+    assert talk.memory.free == ROOM - PENDING_BYTES - DELIVERY_BYTES - kept
     talk.conversation.close(Unpaired.SHUTDOWN)
     assert talk.memory.free == ROOM
 
 
 def test_a_body_without_room_is_not_taken_up_again() -> None:
     talk = Talk()
-    talk.memory.free = PENDING_BYTES + REPLY_BYTES + 100
+    talk.memory.free = PENDING_BYTES + DELIVERY_BYTES + 100
     asked = Asked(1, b"POST", b"/", b"", calls=Calls.JSON)
     talk.conversation.request(asked, 0, 100, 1.0)
     for piece in (b"a" * 90, b"b" * 20, b"c"):
@@ -266,7 +272,7 @@ def test_of_the_room_is_taken_what_small_requests_take_of_the_memory(shadows: in
     assert taken < 1.05 * (memory - talk.memory.free) < 1.4 * taken
 
 
-def test_requests_that_were_given_up_hold_little_while_a_shadow_owes_their_answers() -> None:
+def test_requests_that_were_given_up_hold_little_while_a_shadow_owes_their_responses() -> None:
     talk = Talk(bounds=ReaderBounds(1000, 1000, 10_000))
     talk.memory.free = 1 << 30
     tracemalloc.start()
@@ -314,7 +320,7 @@ def test_a_shadow_that_hangs_has_failed() -> None:
     talk.shadow(ok())
     talk.conversation.timed_out(0, talk.tick())
     assert talk.statuses() == [(1, 200, [200]), (2, 200, [0])]
-    assert talk.out.pairs[1].replies[0].answer.failure is Failure.TIMEOUT
+    assert talk.out.pairs[1].deliveries[0].response.failure is Failure.TIMEOUT
     talk.conversation.given_up(0, Unpaired.NOT_SENT)
     assert talk.out.lost == []
     assert talk.memory.free == ROOM
@@ -371,7 +377,7 @@ def test_if_the_first_request_after_a_hole_is_given_up_nothing_is_certain_yet() 
     assert not talk.out.pairs
 
 
-def test_the_rest_of_an_answer_is_not_taken_for_the_next_one() -> None:
+def test_the_rest_of_a_response_is_not_taken_for_the_next_one() -> None:
     talk = Talk()
     talk.ask()
     talk.conversation.production_gap(50, talk.tick())
@@ -450,7 +456,7 @@ def test_a_shadow_that_fails() -> None:
     talk.ask()
     talk.production_data(ok())
     talk.conversation.expire(100.0, talk.tick())
-    failures = [pair.replies[0].answer.failure for pair in talk.out.pairs]
+    failures = [pair.deliveries[0].response.failure for pair in talk.out.pairs]
     assert failures == [None, *[Failure.INVALID] * 4, Failure.CLOSED, Failure.TIMEOUT]
     assert talk.memory.free == ROOM
 
@@ -467,11 +473,11 @@ def test_a_shadow_that_closes_a_kept_connection_as_the_request_comes_did_not_fai
     talk.ask()
     talk.production_data(ok())
     talk.conversation.shadow_ended(0, talk.tick() + 1000, False)
-    assert talk.out.pairs[-1].replies[0].answer.failure is Failure.CLOSED
+    assert talk.out.pairs[-1].deliveries[0].response.failure is Failure.CLOSED
 
 
 def drifting(talk: Talk, *, pipelined: bool = False, reason: Unpaired = Unpaired.GAP) -> None:
-    """Of production's answer to a request only the beginning is seen; the shadow has answered."""
+    """Of production's response to a request only the beginning is seen; the shadow has answered."""
     talk.ask()
     if pipelined:
         talk.conversation.pipelined()
@@ -480,7 +486,7 @@ def drifting(talk: Talk, *, pipelined: bool = False, reason: Unpaired = Unpaired
     talk.shadow(ok())
 
 
-def test_an_answer_whose_end_is_not_seen_is_over_when_the_client_goes_on() -> None:
+def test_a_response_whose_end_is_not_seen_is_over_when_the_client_goes_on() -> None:
     talk = Talk()
     drifting(talk)
     assert not talk.out.pairs
@@ -491,8 +497,8 @@ def test_an_answer_whose_end_is_not_seen_is_over_when_the_client_goes_on() -> No
     assert (talk.out.lost, talk.memory.free) == ([], ROOM)
 
 
-def test_a_connection_does_not_rest_while_a_request_waits_for_its_answer() -> None:
-    """The next one keeps its place, for the client did not wait: its answer is not taken for the other's."""
+def test_a_connection_does_not_rest_while_a_request_waits_for_its_response() -> None:
+    """The next one keeps its place, for the client did not wait: its response is not taken for the other's."""
     talk = Talk()
     talk.ask()
     assert not talk.conversation.suspend()
@@ -504,7 +510,7 @@ def test_a_connection_does_not_rest_while_a_request_waits_for_its_answer() -> No
     assert (talk.out.lost, talk.memory.free) == ([], ROOM)
 
 
-def test_what_it_did_not_wait_for_is_no_answer_of_another_protocol() -> None:
+def test_what_it_did_not_wait_for_is_no_response_of_another_protocol() -> None:
     """It asks before the end, and nothing before showed that it does."""
     talk = Talk()
     drifting(talk)
@@ -524,7 +530,7 @@ def test_what_it_did_not_wait_for_is_no_answer_of_another_protocol() -> None:
 
 
 @pytest.mark.parametrize("reason", [Unpaired.GAP, Unpaired.CUT])
-def test_unless_the_client_does_not_wait_for_answers(reason: Unpaired) -> None:
+def test_unless_the_client_does_not_wait_for_responses(reason: Unpaired) -> None:
     talk = Talk()
     drifting(talk, pipelined=True, reason=reason)
     talk.ask()
@@ -565,7 +571,7 @@ def test_what_it_answered_before_it_was_followed_tells_a_kept_connection(before:
     talk.production_data(ok())
     talk.conversation.shadow_ended(0, talk.time - 20, reset=True)
     assert talk.out.lost == ([] if failed else [(0, Unpaired.RECONNECT)])
-    assert [reply.answer.failure for pair in talk.out.pairs for reply in pair.replies.values()] == (
+    assert [delivery.response.failure for pair in talk.out.pairs for delivery in pair.deliveries.values()] == (
         [Failure.CLOSED] if failed else []
     )
 
@@ -579,7 +585,7 @@ def test_of_those_that_wait_for_a_slow_shadow_one_fails_when_it_closes(begun: by
         talk.production_data(ok())
     talk.shadow(ok() + begun)
     talk.conversation.shadow_ended(0, talk.tick() + 10_000_000, reset=True)
-    failures = [reply.answer.failure for pair in talk.out.pairs for reply in pair.replies.values()]
+    failures = [delivery.response.failure for pair in talk.out.pairs for delivery in pair.deliveries.values()]
     assert failures == [None, Failure.CLOSED]
     assert talk.out.lost == [(0, Unpaired.RECONNECT)] * 2
 
@@ -592,7 +598,7 @@ def test_of_those_that_wait_for_a_slow_shadow_one_fails_when_it_closes(begun: by
         b"HTTP/1.1 200 OK\r\n\r\nall that comes",
     ],
 )
-def test_what_was_sent_behind_the_last_answer_of_a_connection_did_not_fail(last: bytes) -> None:
+def test_what_was_sent_behind_the_last_response_of_a_connection_did_not_fail(last: bytes) -> None:
     """As where a shadow that lags behind closes after so many requests, as nginx does."""
     talk = Talk()
     for _ in range(3):
@@ -612,10 +618,10 @@ def test_a_shadow_that_keeps_the_connection_and_closes_it_has_failed() -> None:
         talk.production_data(ok())
     talk.shadow(b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 1\r\n\r\nx")
     talk.conversation.shadow_ended(0, talk.tick(), reset=False)
-    assert [pair.replies[0].answer.failure for pair in talk.out.pairs] == [None, Failure.CLOSED]
+    assert [pair.deliveries[0].response.failure for pair in talk.out.pairs] == [None, Failure.CLOSED]
 
 
-def test_a_kept_connection_whose_answer_ended_in_bytes_not_looked_at_is_no_failure_either() -> None:
+def test_a_kept_connection_whose_response_ended_in_bytes_not_looked_at_is_no_failure_either() -> None:
     talk = Talk()
     talk.ask()
     talk.production_data(ok())
@@ -664,7 +670,7 @@ def test_a_broken_request_keeps_its_place() -> None:
     assert talk.statuses() == [(2, 200, [200])]
 
 
-def test_requests_without_an_answer_are_bounded() -> None:
+def test_requests_without_a_response_are_bounded() -> None:
     talk = Talk()
     for _ in range(200):
         talk.ask()
@@ -679,7 +685,7 @@ KINDS: Final = ("length", "chunked", "head", "no content", "continue", "not modi
 
 
 def written(kind: str, name: str) -> bytes:
-    """An answer that names its request in its head, whatever its kind."""
+    """A response that names its request in its head, whatever its kind."""
     start = f"X-Answers: {name}\r\n"
     match kind:
         case "length":
@@ -707,9 +713,9 @@ class World:
         self.loss = self.rand.choice((0.0, 0.02, 0.2))
         self.flags: dict[int, int] = {}
         self.kinds: dict[int, str] = {}
-        self.production = b""  # answers not yet sent
+        self.production = b""  # responses not yet sent
         self.shadow = b""
-        self.waiting = 0  # requests that the client has no answer to
+        self.waiting = 0  # requests that the client has no response to
         self.ends: list[int] = []  # how many bytes of production's remain when each of these is answered
         self.open = 0
         self.turns = False  # connections take turns: sometimes this one is not compared
@@ -747,7 +753,7 @@ class World:
     def ask(self) -> None:
         rand = self.rand
         if self.turns and not self.known and self.ends and self.came != self.acked:
-            return  # nobody begins to pipeline amid an answer
+            return  # nobody begins to pipeline amid a response
         self.end()
         if self.turns and rand.random() < 0.15:
             self.turn()
@@ -801,7 +807,7 @@ class World:
             else:
                 self.talk.production_data(piece)
 
-    def reply(self) -> None:
+    def delivery(self) -> None:
         size = self.rand.choice((1, 20, 60, 200, 1000))
         piece, self.shadow = self.shadow[:size], self.shadow[size:]
         self.talk.shadow(piece)
@@ -816,10 +822,10 @@ class World:
         for _ in range(self.rand.randint(1, 60)):
             if not self.ends or (self.pipelines and len(self.ends) < 6 and self.rand.random() < 0.4):
                 self.ask()
-            self.rand.choice((self.produce, self.produce, self.reply, self.reply, self.end))()
+            self.rand.choice((self.produce, self.produce, self.delivery, self.delivery, self.end))()
         while self.production or self.shadow:
             self.produce()
-            self.reply()
+            self.delivery()
         self.end()
         self.talk.conversation.close(Unpaired.SHUTDOWN)
 
@@ -854,9 +860,9 @@ def check(world: World) -> None:
     out, number = world.talk.out, world.talk.number
     for pair in out.pairs:
         assert named(pair.production.head) == str(pair.asked.number)
-        for reply in pair.replies.values():
-            if reply.answer.failure is None:
-                assert named(reply.answer.head) == str(pair.asked.number)
+        for delivery in pair.deliveries.values():
+            if delivery.response.failure is None:
+                assert named(delivery.response.head) == str(pair.asked.number)
     whole = [reason for shadow, reason in out.lost if shadow == PRODUCTION]
     assert len(out.pairs) + len(whole) == number
     assert world.talk.memory.free == ROOM

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from differences import answer, doc, found
+from differences import doc, found, response
 
 
 def test_tolerances() -> None:
@@ -37,5 +37,5 @@ def test_ignored_patterns() -> None:
 )
 def test_what_is_no_number(one: str, other: str, want: list[str]) -> None:
     """It is no JSON, but Python writes it so; as text the time in it hid all that differs in digits."""
-    names = found(answer(one.encode()), answer(other.encode()))
+    names = found(response(one.encode()), response(other.encode()))
     assert [re.sub(r"\[\w+\]", "[]", name) for name in names] == want

@@ -16,7 +16,7 @@ from lab.exchanges import Plain
 from tapmirror.compare.diff import compare
 from tapmirror.compare.rules import Rules
 from tapmirror.compare.samples import CURL, HIDDEN, curl, sample
-from tapmirror.exchange import Answer, Asked, Failure
+from tapmirror.exchange import Asked, Failure, Response
 from tapmirror.policy.samples import USUAL, SampleRedactor
 from tapmirror.spec import Compare, Level, Redact
 
@@ -29,13 +29,13 @@ def asked(head: bytes, body: bytes = b"") -> Asked:
     return Asked(1, method, target, head, body=body)
 
 
-def answer(document: object, coding: bool = False) -> Answer:
+def response(document: object, coding: bool = False) -> Response:
     body = json.dumps(document).encode()
     head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nSet-Cookie: sid=secret\r\n"
     if coding:
         body = gzip.compress(body)
         head += "Content-Encoding: gzip\r\n"
-    return Answer(200, (head + "\r\n").encode(), body, len(body))
+    return Response(200, (head + "\r\n").encode(), body, len(body))
 
 
 @pytest.mark.parametrize(
@@ -83,8 +83,8 @@ def test_nothing_in_it_is_acted_upon(body: bytes, value: bytes) -> None:
 
 
 def test_a_sample_shows_the_fields_values_and_no_secret() -> None:
-    one = answer({"price": 1, "user": {"password": "p1"}}, coding=True)
-    other = answer({"price": 2, "user": {"password": "p2"}})
+    one = response({"price": 1, "user": {"password": "p1"}}, coding=True)
+    other = response({"price": 2, "user": {"password": "p2"}})
     head = b"GET / HTTP/1.1\r\nHost: x\r\nCookie: sid=secret\r\n\r\n"
     names = ["value body.price", "value body.user.password"]
     found = sample(asked(head), one, other, names, RULES, SampleRedactor([USUAL], b"k"), BASE, 5.0)
@@ -112,12 +112,14 @@ def test_a_sample_shows_the_fields_values_and_no_secret() -> None:
     ],
 )
 def test_values_that_differ_do_not_look_alike(one: object, other: object, want: tuple[str, str, str]) -> None:
-    found = sample(asked(b"GET / HTTP/1.1\r\n\r\n"), answer(one), answer(other), [want[0]], RULES, Plain(), BASE, 0.0)
+    found = sample(
+        asked(b"GET / HTTP/1.1\r\n\r\n"), response(one), response(other), [want[0]], RULES, Plain(), BASE, 0.0
+    )
     assert [(name, each.one, each.other) for name, each in found.items()] == [want]
 
 
 def test_that_a_version_does_not_compress_is_shown_with_what_it_is_asked_for() -> None:
-    one, other = answer({"a": 1}, coding=True), answer({"a": 1})
+    one, other = response({"a": 1}, coding=True), response({"a": 1})
     head = b"GET / HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\n\r\n"
     for redaction, shown in ((Plain(), "gzip"), (SampleRedactor([Redact(patterns={"zip": "#"})], b"k"), "g#")):
         (name,) = [each.field for each in compare(one, other, RULES).found]
@@ -127,8 +129,8 @@ def test_that_a_version_does_not_compress_is_shown_with_what_it_is_asked_for() -
 
 
 def test_bodies_that_cannot_be_looked_into_are_not_shown() -> None:
-    one = Answer(200, b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n", b"garbage", 7)
-    other = Answer(200, b"HTTP/1.1 200 OK\r\n\r\n", b"first bytes", 1000)
+    one = Response(200, b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n", b"garbage", 7)
+    other = Response(200, b"HTTP/1.1 200 OK\r\n\r\n", b"first bytes", 1000)
     found = sample(asked(b"GET / HTTP/1.1\r\n\r\n"), one, other, ["value body"], RULES, Plain(), BASE, 0.0)
     assert "(body not shown)" in found["value body"].production
     assert "first" not in found["value body"].shadow
@@ -136,7 +138,7 @@ def test_bodies_that_cannot_be_looked_into_are_not_shown() -> None:
 
 
 def test_texts_are_cut_and_printable() -> None:
-    one, other = answer({"a": "x\x1b[31m" * 5000}), Answer(0, failure=Failure.CLOSED)
+    one, other = response({"a": "x\x1b[31m" * 5000}), Response(0, failure=Failure.CLOSED)
     found = sample(asked(b"GET / HTTP/1.1\r\n\r\n"), one, other, ["missing status"], RULES, Plain(), BASE, 0.0)
     one_sample = found["missing status"]
     assert one_sample.shadow == "(no response: closed)"

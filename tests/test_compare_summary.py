@@ -24,7 +24,7 @@ from tapmirror.compare.summary import (
     merged,
     whole,
 )
-from tapmirror.exchange import Answer, Asked, Failure, Reply
+from tapmirror.exchange import Asked, Delivery, Failure, Response
 
 BOUNDS = StateBounds(endpoints=5, fields=4, samples=2, all_samples=3)
 ASKED = Asked(1, b"GET", b"/", b"", ended_ns=1000)
@@ -33,9 +33,9 @@ ASKED = Asked(1, b"GET", b"/", b"", ended_ns=1000)
 def fed(times: list[float], status: int = 200, other: int = 200, name: str = "a") -> Summary:
     summary = Summary(BOUNDS, "body")
     for now in times:
-        reply = Reply(Answer(other, length=7, first_ns=3000, last_ns=4000), 1000, 90, 10)
+        delivery = Delivery(Response(other, length=7, first_ns=3000, last_ns=4000), 1000, 90, 10)
         summary.observe(
-            summary.endpoint(name), ASKED, Answer(status, length=5, first_ns=1500, last_ns=2000), reply, now
+            summary.endpoint(name), ASKED, Response(status, length=5, first_ns=1500, last_ns=2000), delivery, now
         )
     return summary
 
@@ -56,14 +56,14 @@ def test_times_run_from_the_last_byte_of_the_request_on_each_side() -> None:
         (900, 10, 3000),  # it was idle
         (2500, 0, 1500),  # it worked on the request before
         (2500, 100, 1600),  # what the network takes is in it as in all others
-        (3000, 0, 3000),  # answers that were read together
+        (3000, 0, 3000),  # responses that were read together
     ],
 )
 def test_what_a_request_waits_for_the_one_before_it_is_not_its_own_time(since: int, least: int, want: int) -> None:
     summary = Summary(BOUNDS, "status")
     endpoint = summary.endpoint("a")
-    reply = Reply(Answer(200, first_ns=3000, last_ns=4000, since_ns=since), 1000, 90, least)
-    summary.observe(endpoint, ASKED, Answer(200, first_ns=1500, last_ns=2000, since_ns=1200), reply, 1.0)
+    delivery = Delivery(Response(200, first_ns=3000, last_ns=4000, since_ns=since), 1000, 90, least)
+    summary.observe(endpoint, ASKED, Response(200, first_ns=1500, last_ns=2000, since_ns=1200), delivery, 1.0)
     assert endpoint.shadow.last.quantile(0.5) == pytest.approx(want, rel=0.011)
     assert endpoint.production.last.quantile(0.5) == pytest.approx(800, rel=0.011)
 
@@ -96,7 +96,7 @@ def test_each_two_exchanges_in_a_row_show_whether_statuses_change_places(
 ) -> None:
     summary = Summary(BOUNDS, "status")
     for status, other in exchanges:
-        summary.observe(summary.endpoint("a"), ASKED, Answer(status), Reply(Answer(other), 0), 1.0)
+        summary.observe(summary.endpoint("a"), ASKED, Response(status), Delivery(Response(other), 0), 1.0)
     endpoint = summary.state.endpoints["a"]
     assert (endpoint.crossed, endpoint.changed) == (crossed, changed)
     total = merged([summary.state, summary.state], BOUNDS).endpoints["a"]
@@ -113,7 +113,7 @@ def test_which_way_statuses_differ_is_known_of_each_stretch_of_time() -> None:
         (1, 500, 201),
         (1, 201, 201),
     ]:
-        summary.observe(summary.endpoint("a"), ASKED, Answer(status), Reply(Answer(other), 0), float(now))
+        summary.observe(summary.endpoint("a"), ASKED, Response(status), Delivery(Response(other), 0), float(now))
     assert summary.state.discordant == {
         201: {0: [1, 1], 1: [1, 0]},
         409: {0: [1, 1], 1: [0, 1]},
@@ -130,7 +130,7 @@ def test_which_way_statuses_differ_gets_coarser_with_the_time_line_and_is_of_so_
     for summary, statuses in zip(summaries, (range(300, 300 + DISCORDANT + 9), (200, 404)), strict=True):
         for now in range(3 * POINTS if summary is summaries[0] else POINTS):
             other = statuses[now % len(statuses)]
-            summary.observe(summary.endpoint("a"), ASKED, Answer(250), Reply(Answer(other), 0), float(now))
+            summary.observe(summary.endpoint("a"), ASKED, Response(250), Delivery(Response(other), 0), float(now))
     states = [summary.state for summary in summaries]
     assert [state.width for state in states] == [4.0, 1.0]
     assert len(states[0].discordant) == DISCORDANT
@@ -146,8 +146,8 @@ def test_an_exchange_that_is_not_timed_counts_but_for_its_times() -> None:
     summary = Summary(BOUNDS, "status")
     endpoint = summary.endpoint("a")
     asked = Asked(1, b"GET", b"/", b"", timed=False, ended_ns=1000)
-    reply = Reply(Answer(500, length=7, first_ns=3000, last_ns=4000), 1000, 90, 10)
-    summary.observe(endpoint, asked, Answer(200, first_ns=1500, last_ns=2000), reply, 1.0)
+    delivery = Delivery(Response(500, length=7, first_ns=3000, last_ns=4000), 1000, 90, 10)
+    summary.observe(endpoint, asked, Response(200, first_ns=1500, last_ns=2000), delivery, 1.0)
     assert (endpoint.pairs, endpoint.only_shadow, endpoint.shadow.bytes) == (1, 1, 7)
     assert (endpoint.production.last.count, endpoint.shadow.last.count, endpoint.ratio.count) == (0, 0, 0)
     assert summary.state.rtts == 0
@@ -157,16 +157,16 @@ def test_an_exchange_that_the_tap_was_late_for_is_counted_and_has_no_times() -> 
     summary = fed([1.0])
     endpoint = summary.endpoint("a")
     asked = Asked(1, b"GET", b"/", b"", timed=True, ended_ns=1000, late=True)
-    reply = Reply(Answer(200, first_ns=3000, last_ns=4000), 1000, 90, 10)
-    summary.observe(endpoint, asked, Answer(200, first_ns=1500, last_ns=2000), reply, 1.0)
+    delivery = Delivery(Response(200, first_ns=3000, last_ns=4000), 1000, 90, 10)
+    summary.observe(endpoint, asked, Response(200, first_ns=1500, last_ns=2000), delivery, 1.0)
     assert (endpoint.pairs, endpoint.shadow.last.count, summary.state.late) == (2, 1, 1)
 
 
-def test_no_answer_is_an_error_and_has_no_time() -> None:
+def test_no_response_is_an_error_and_has_no_time() -> None:
     summary = Summary(BOUNDS, "status")
     endpoint = summary.endpoint("a")
-    reply = Reply(Answer(0, failure=Failure.CLOSED), 1000)
-    summary.observe(endpoint, ASKED, Answer(200, first_ns=1500, last_ns=2000), reply, 1.0)
+    delivery = Delivery(Response(0, failure=Failure.CLOSED), 1000)
+    summary.observe(endpoint, ASKED, Response(200, first_ns=1500, last_ns=2000), delivery, 1.0)
     assert (endpoint.only_shadow, endpoint.shadow.last.count, endpoint.ratio.count) == (1, 0, 0)
     assert endpoint.production.last.count == 0
     assert summary.state.failures == {"closed": 1}
@@ -175,15 +175,15 @@ def test_no_answer_is_an_error_and_has_no_time() -> None:
 @pytest.mark.parametrize(
     ("production", "shadow", "sent"),
     [
-        (Answer(200, first_ns=1, last_ns=2), Answer(200, first_ns=1500, last_ns=1600), 1000),
-        (Answer(200, first_ns=1500, last_ns=2000), Answer(200, first_ns=1500, last_ns=1600), 0),
-        (Answer(200, first_ns=1500, last_ns=2000), Answer(200, first_ns=500, last_ns=600), 1000),
+        (Response(200, first_ns=1, last_ns=2), Response(200, first_ns=1500, last_ns=1600), 1000),
+        (Response(200, first_ns=1500, last_ns=2000), Response(200, first_ns=1500, last_ns=1600), 0),
+        (Response(200, first_ns=1500, last_ns=2000), Response(200, first_ns=500, last_ns=600), 1000),
     ],
 )
-def test_an_answer_before_the_request_ended_has_no_time(production: Answer, shadow: Answer, sent: int) -> None:
+def test_a_response_before_the_request_ended_has_no_time(production: Response, shadow: Response, sent: int) -> None:
     summary = Summary(BOUNDS, "status")
     endpoint = summary.endpoint("a")
-    summary.observe(endpoint, ASKED, production, Reply(shadow, sent), 1.0)
+    summary.observe(endpoint, ASKED, production, Delivery(shadow, sent), 1.0)
     assert (endpoint.pairs, endpoint.ratio.count) == (1, 0)
     assert (endpoint.production.last.count, endpoint.shadow.last.count) == (0, 0)
 
@@ -203,8 +203,8 @@ def test_endpoints_and_statuses_are_bounded() -> None:
     summary = fed([1.0])
     endpoint = summary.endpoint("a")
     for status in range(100, 1000):
-        reply = Reply(Answer(status, first_ns=3000, last_ns=4000), 1000)
-        summary.observe(endpoint, ASKED, Answer(200, first_ns=1500, last_ns=2000), reply, 1.0)
+        delivery = Delivery(Response(status, first_ns=3000, last_ns=4000), 1000)
+        summary.observe(endpoint, ASKED, Response(200, first_ns=1500, last_ns=2000), delivery, 1.0)
     assert len(endpoint.shadow.statuses) <= STATUSES + 1
     assert sum(endpoint.shadow.statuses.values()) == 901
 

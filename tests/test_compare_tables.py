@@ -5,14 +5,14 @@ import time
 
 import pytest
 
-from differences import answer, found
+from differences import found, response
 from tapmirror.compare.tables import rows
 
 TABLE = "id,at,price\n1,10:00:01,5\n2,10:00:01,6\n3,10:00:01,7\n"
 
 
 def tables(one: str, other: str, type_: str = "text/csv; charset=utf-8") -> list[str]:
-    return found(answer(one.encode(), type_=type_), answer(other.encode(), type_=type_))
+    return found(response(one.encode(), type_=type_), response(other.encode(), type_=type_))
 
 
 def test_a_table_is_compared_by_its_columns() -> None:

@@ -69,7 +69,7 @@ def test_what_differs_and_may_still_be_noise_takes_as_many_requests_again() -> N
 
 
 def test_one_limit_that_is_broken_is_enough() -> None:
-    """Of the p99 ratio nothing is known yet, nor soon; of answers that differ twice what may."""
+    """Of the p99 ratio nothing is known yet, nor soon; of responses that differ twice what may."""
 
     def at(count: int) -> Verdict:
         return judge(Counts(count, 0, 0, Sketch(), Sketch(), count, count // 100), VerdictLimits())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which requests are paired with which answers, through pipeline and policy; replay's part is played by the test."""
+"""Which requests are paired with which responses, through pipeline and policy; replay's part is played by the test."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tapmirror.compare.comparison import Comparison
-from tapmirror.compare.pairing import PENDING_BYTES, REPLY_BYTES
+from tapmirror.compare.pairing import DELIVERY_BYTES, PENDING_BYTES
 from tapmirror.comparing import PROBE_DELAY, ComparingPipeline, _head
 from tapmirror.events import (
     ACCEPTED,
@@ -118,9 +118,9 @@ class Tap:
 
     def batch(self) -> None:
         """What a worker does after a batch."""
-        for flow, wanted in self.pipeline.answer_requests:
+        for flow, wanted in self.pipeline.response_wants:
             (self.kept.add if wanted else self.kept.discard)(flow)
-        self.pipeline.answer_requests.clear()
+        self.pipeline.response_wants.clear()
         if self.pipeline.window is not None:
             self.wanted = self.pipeline.window
             self.pipeline.opened(int(self.now * 1e9))
@@ -162,7 +162,7 @@ class Tap:
         return {name: each["pairs"] for name, each in self.state(shadow)["endpoints"].items()}
 
 
-def test_a_request_and_both_answers() -> None:
+def test_a_request_and_both_responses() -> None:
     tap = Tap()
     tap.accept()
     tap.ask("/a")
@@ -359,14 +359,14 @@ def test_what_is_over_is_forgotten() -> None:
     assert tap.pairs() == {"GET /a": 19}
 
 
-def test_an_answer_with_a_head_beyond_what_is_captured_is_no_pair_and_says_why() -> None:
+def test_a_response_with_a_head_beyond_what_is_captured_is_no_pair_and_says_why() -> None:
     long = b"HTTP/1.1 200 OK\r\nSet-Cookie: " + b"a" * 5000 + b"\r\nContent-Length: 2\r\n\r\nok"
     tap = Tap(Level.STATUS)
     tap.accept()
-    for answer in (long, OK, OK):
+    for response in (long, OK, OK):
         tap.ask("/a")
-        tap.answer(answer, seen=tap.spec.compare.captured_bytes)
-        tap.shadow(answer)
+        tap.answer(response, seen=tap.spec.compare.captured_bytes)
+        tap.shadow(response)
     tap.put(1, ACK | FIN)
     assert tap.state()["unpaired"] == {"cut": 1}
     assert tap.pairs() == {"GET /a": 2}
@@ -436,7 +436,7 @@ def test_flows_that_are_given_up_for_a_smaller_share_are_let_go() -> None:
     assert tap.state()["unpaired"] == {"unanswered": 1}
 
 
-def json_answer(text: str) -> bytes:
+def json_response(text: str) -> bytes:
     head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(text)}\r\n"
     return f"{head}X-hunter2: a\r\nLocation: /hunter2/x\r\n\r\n{text}".encode()
 
@@ -446,8 +446,8 @@ def test_a_secret_in_a_path_or_in_a_name_is_nowhere() -> None:
     tap.accept()
     for number in range(40):
         tap.ask(f"/users/hunter2/orders?key=hunter2&n={number}", method="POST", body='{"hunter2": "hunter2"}')
-        tap.answer(json_answer('{"a": {"hunter2": 1}, "vault": {"swordfish": 1}, "list": ["hunter2"]}'))
-        tap.shadow(json_answer('{"a": {"hunter2": 2, "hunter2x": 3}, "vault": {"swordfish": 2}, "list": ["b", 1]}'))
+        tap.answer(json_response('{"a": {"hunter2": 1}, "vault": {"swordfish": 1}, "list": ["hunter2"]}'))
+        tap.shadow(json_response('{"a": {"hunter2": 2, "hunter2x": 3}, "vault": {"swordfish": 2}, "list": ["b", 1]}'))
     state = tap.comparison.snapshot()
     text = json.dumps([state, tap.comparison.brief()])
     assert "hunter2" not in text
@@ -492,7 +492,7 @@ def test_of_a_long_body_nothing_is_kept() -> None:
     free = tap.comparison._memory.free
     tap.ask("/a", method="POST", body="x" * 1500)
     head = free - 1500 - tap.comparison._memory.free
-    assert 0 < head < PENDING_BYTES + REPLY_BYTES + 100
+    assert 0 < head < PENDING_BYTES + DELIVERY_BYTES + 100
     tap.answer()
     tap.shadow(BAD)
     tap.ask("/a", method="POST", body="x" * 5000)
@@ -504,10 +504,10 @@ def test_of_a_long_body_nothing_is_kept() -> None:
 
 
 def asks(tap: Tap, number: int, wrong: bool, path: str = "/a") -> None:
-    """A request; the shadow's answer is another one if it is to be wrong."""
+    """A request; the shadow's response is another one if it is to be wrong."""
     tap.ask(f"{path}?{number}")
-    tap.answer(json_answer('{"a": 1}'))
-    tap.shadow(json_answer('{"a": 2}' if wrong else '{"a": 1}'))
+    tap.answer(json_response('{"a": 1}'))
+    tap.shadow(json_response('{"a": 2}' if wrong else '{"a": 1}'))
 
 
 def again(tap: Tap) -> None:
@@ -531,7 +531,7 @@ def test_what_differs_seldom_is_asked_for_again_and_what_holds_is_counted(path: 
     assert checked == [37, 57, 77, 97]  # at the first there was nothing saved yet
     for number in numbers:
         wrong = number % 20 == 17
-        tap.shadow(json_answer('{"a": 2}' if wrong and number != 77 else '{"a": 1}'), target=1)
+        tap.shadow(json_response('{"a": 2}' if wrong and number != 77 else '{"a": 1}'), target=1)
     ((found, endpoint),) = tap.state()["endpoints"].items()
     assert found == name
     field = endpoint["fields"]["value body.a"]
@@ -549,8 +549,8 @@ def test_what_differs_always_and_what_is_not_safe_is_not_asked_for_again() -> No
         asks(tap, number, True)
     for number in range(100):
         tap.ask("/b", method="POST", body="x")
-        tap.answer(json_answer('{"a": 1}'))
-        tap.shadow(json_answer('{"a": 2}' if number % 20 == 0 else '{"a": 1}'))
+        tap.answer(json_response('{"a": 1}'))
+        tap.shadow(json_response('{"a": 2}' if number % 20 == 0 else '{"a": 1}'))
     assert not tap.comparison.checks
     again(tap)
     assert not [path for target, path in tap.sent if target and path == b"/b"]
@@ -573,8 +573,8 @@ def test_what_is_not_safe_at_the_shadow_is_sent_once(method: str, body: str, opt
         if "rewrite" not in options:
             asks(tap, number, number % 20 == 17)
         tap.ask("/b", method=method, body=body)
-        tap.answer(json_answer('{"a": 1}'))
-        tap.shadow(json_answer('{"a": 2}' if number % 20 == 7 else '{"a": 1}'))
+        tap.answer(json_response('{"a": 1}'))
+        tap.shadow(json_response('{"a": 2}' if number % 20 == 7 else '{"a": 1}'))
     again(tap)
     assert [path for _, path in tap.sent if path == b"/b"] == []
     assert bool(tap.sent) is ("rewrite" not in options)
@@ -587,8 +587,8 @@ def test_a_get_that_says_it_is_something_else_is_not_asked_for_again(options: di
     for number in range(200):
         asks(tap, number, number % 20 == 17)
         tap.put(1, ACK, b"GET /b HTTP/1.1\r\nHost: x\r\nX-HTTP-Method-Override: DELETE\r\n\r\n")
-        tap.answer(json_answer('{"a": 1}'))
-        tap.shadow(json_answer('{"a": 2}' if number % 20 == 7 else '{"a": 1}'))
+        tap.answer(json_response('{"a": 1}'))
+        tap.shadow(json_response('{"a": 2}' if number % 20 == 7 else '{"a": 1}'))
     again(tap)
     assert tap.sent and not [path for _, path in tap.sent if path == b"/b"]
 
@@ -610,13 +610,13 @@ def test_a_head_that_is_asked_for_again_has_no_body_to_wait_for() -> None:
 
 
 def test_what_keeps_a_connection_by_http_1_0_does_so_when_it_is_asked_for_again() -> None:
-    """The answer ends the connection unless it says so too (`KEEPING`): what is sent behind it would be lost."""
+    """The response ends the connection unless it says so too (`KEEPING`): what is sent behind it would be lost."""
     tap = Tap(Level.BODY, probe=10.0)
     tap.accept()
     for number in range(100):
         tap.put(1, ACK, b"GET /a?%d HTTP/1.0\r\nConnection: keep-alive\r\n\r\n" % number)
-        tap.answer(json_answer('{"a": 1}'))
-        tap.shadow(json_answer('{"a": 2}' if number % 20 == 17 else '{"a": 1}'))
+        tap.answer(json_response('{"a": 1}'))
+        tap.shadow(json_response('{"a": 2}' if number % 20 == 17 else '{"a": 1}'))
     checks = len(tap.comparison.checks)
     tap.later(0.1)
     tap.now += PROBE_DELAY + 0.1
@@ -654,8 +654,8 @@ def test_connections_of_one_request_are_asked_again_too() -> None:
         port = number + 1
         tap.accept(port)
         tap.ask(f"/a?{number}", port)
-        tap.answer(json_answer('{"a": 1}'), port)
-        tap.shadow(json_answer('{"a": 2}' if number % 20 == 18 else '{"a": 1}'))
+        tap.answer(json_response('{"a": 1}'), port)
+        tap.shadow(json_response('{"a": 2}' if number % 20 == 18 else '{"a": 1}'))
         tap.put(port, ACK | FIN)
         tap.put(port, ACK | FIN | FROM_SERVER)
     again(tap)
@@ -724,7 +724,7 @@ def test_beyond_the_budget_connections_take_turns() -> None:
     assert tap.kept == set()
 
 
-def test_a_slow_answer_is_waited_for_after_the_turn() -> None:
+def test_a_slow_response_is_waited_for_after_the_turn() -> None:
     tap = Tap(most=200)
     for port in range(1, 42):
         tap.accept(port)
@@ -790,7 +790,7 @@ def test_when_there_are_few_requests_again_all_are_compared() -> None:
 
 
 def test_a_request_that_was_lost_before_the_end_leaves_no_pair_in_doubt() -> None:
-    """The first answer and the second request were not captured: the second answer is not the first's."""
+    """The first response and the second request were not captured: the second response is not the first's."""
     tap = Tap()
     tap.ask("/a")  # joined mid-stream
     tap.put(1, ACK | FROM_SERVER)
@@ -891,7 +891,7 @@ def test_a_connection_that_speaks_something_else_is_passed_on_beside_those_that_
 @pytest.mark.parametrize("level", [Level.STATUS, Level.HEADERS, Level.BODY])
 @pytest.mark.parametrize("policy", [False, True])
 def test_of_a_request_that_is_marked_only_status_and_times_are_compared(level: Level, policy: bool) -> None:
-    """A shadow may tell in its answer what it was asked with."""
+    """A shadow may tell in its response what it was asked with."""
     more: dict[str, Any] = {"protocol": Protocol.HTTP, "rules": (Rule(),)} if policy else {}
     tap = Tap(level, **more)
     tap.pipeline._tracer = Tracer(b"0" * 32)

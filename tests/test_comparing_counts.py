@@ -13,7 +13,7 @@ from tapmirror.exchange import PROBE, Unpaired
 from tapmirror.spec import Level, Match, Protocol, Rule, Text
 from test_comparing import BAD, OK, Tap
 
-ANSWERS = (
+RESPONSES = (
     OK,
     OK,
     OK,
@@ -75,10 +75,10 @@ class World(Tap):
             case "a":
                 self.ask(rand.choice(("/a", "/b")), port, rand.choice(("GET", "POST", "HEAD")))
             case "b":
-                self.answer(rand.choice(ANSWERS), port)
+                self.answer(rand.choice(RESPONSES), port)
             case "c" if self.lanes:
                 flow, target = rand.choice(self.lanes[-5:])
-                self.reply(flow, target)
+                self.shadow_answers(flow, target)
             case "d":  # a hole
                 self.at[port, bool(side)] = self.at.get((port, bool(side)), 1000) + rand.randint(1, 50)
             case "e":
@@ -94,14 +94,14 @@ class World(Tap):
         if rand.random() < 0.5:
             self.batch()
 
-    def reply(self, flow: int, target: int) -> None:
+    def shadow_answers(self, flow: int, target: int) -> None:
         """A shadow does what it likes, or the tap gives it up."""
         talk, now = self.pipeline.conversation(flow), int(self.now * 1e9)
         if talk is None:
             return
         match self.rand.choices("abcde", (70, 10, 5, 5, 10))[0]:
             case "a":
-                talk.shadow_data(target, self.rand.choice(ANSWERS), now)
+                talk.shadow_data(target, self.rand.choice(RESPONSES), now)
             case "b":
                 talk.shadow_ended(target, now, reset=self.rand.random() < 0.5)
             case "c":

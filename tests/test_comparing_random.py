@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random requests, answered at random by production and by shadows that end, stall and say what is no HTTP: what is
-held stays within its bound and is given back, each request is counted once, no answer is that to another request, and
+held stays within its bound and is given back, each request is counted once, no response is that to another request, and
 no sample shows what is redacted.
 """
 
@@ -103,8 +103,8 @@ class ComparingTap(RandomTap):
         return {**data, "compare": compare}
 
 
-class Answers:
-    """Random answers."""
+class Responses:
+    """Random responses."""
 
     def __init__(self, requests: RandomRequests) -> None:
         self.requests = requests
@@ -141,7 +141,7 @@ class Answers:
         damaged = (body[:-3], body[:5], body + b"x", body[:10] + b"\xff" + body[11:], gzip.compress(b"x" * 200_000))
         return pick((body, body, *damaged)), [b"Content-Encoding: " + name]
 
-    def answer(self, asked: bytes, number: bytes, content: tuple[bytes, bytes], hostile: float) -> tuple[bytes, bool]:
+    def response(self, asked: bytes, number: bytes, content: tuple[bytes, bytes], hostile: float) -> tuple[bytes, bool]:
         """One to a request, and whether the connection ends with it."""
         rand, pick = self.rand, self.rand.choice
         body, kind = content
@@ -199,7 +199,7 @@ class Lane:
         """The last one was begun without its end."""
         self.incoming = b""
         self.ending = self.observing = self.tunnel = False
-        self.answers = 0
+        self.responses = 0
         self.hostile = self.rand.choice((0.0, 0.0, 0.3))
 
     def take(self, command: Send) -> None:
@@ -244,7 +244,7 @@ class Lane:
             self.observing = False
             talk.unfollow(self.target)
         elif number and not self.observing:
-            talk.follow(self.target, [flags & (NO_BODY | TUNNEL) for flags, _ in self.awaited], self.answers)
+            talk.follow(self.target, [flags & (NO_BODY | TUNNEL) for flags, _ in self.awaited], self.responses)
             self.observing = True
         if self.observing:
             talk.asked(self.target, number, flags)
@@ -268,9 +268,9 @@ class Lane:
             _, data = self.awaited.pop(0)
             found = re.search(rb"\nN: (\d+)", data)
             number = found[1] if found is not None and not self.hostile else b""
-            content = self.world.content.get(found[1] if found is not None else b"") or self.world.answers.content()
-            self.incoming, self.ending = self.world.answers.answer(data, number, content, self.hostile)
-            self.answers += 1
+            content = self.world.content.get(found[1] if found is not None else b"") or self.world.responses.content()
+            self.incoming, self.ending = self.world.responses.response(data, number, content, self.hostile)
+            self.responses += 1
         if not self.incoming:
             return
         size = self.rand.choice((1, 20, 1000, 1 << 20))
@@ -295,11 +295,11 @@ class Lane:
         self.observing = self.tunnel = self.partial = self.ending = False
         self.awaited.clear()
         self.incoming = b""
-        self.answers = 0
+        self.responses = 0
 
 
 class Client:
-    """A connection of a client's, with production's answers."""
+    """A connection of a client's, with production's responses."""
 
     def __init__(self, world: World, number: int) -> None:
         self.world = world
@@ -354,9 +354,9 @@ class Client:
                 return False
         elif self.waiting:
             asked, name = self.waiting.pop(0)
-            content = self.world.content[name] = self.world.answers.content()
+            content = self.world.content[name] = self.world.responses.content()
             hostile = 0.0 if self.world.orderly else 0.05
-            self.coming, self.ends = self.world.answers.answer(asked, name, content, hostile)
+            self.coming, self.ends = self.world.responses.response(asked, name, content, hostile)
         elif not self.requests or rand.random() < 0.05:
             self.put(pick((FIN, RST)) | ACK)
             return False
@@ -385,9 +385,9 @@ class World:
         self.comparison.paired = self.paired  # type: ignore[method-assign]
         self.pipeline = ComparingPipeline(spec, Ledger(), policy, self.comparison)
         self.requests = RandomRequests(rand, Redact(privacy="strict"))
-        self.answers = Answers(self.requests)
+        self.responses = Responses(self.requests)
         self.content: dict[bytes, tuple[bytes, bytes]] = {}
-        """Of production's answers, by the number of the request: shadows often say the same."""
+        """Of production's responses, by the number of the request: shadows often say the same."""
         self.lanes: dict[tuple[int, int], Lane] = {}
         self.asked = 0
         self.now = 1.0
@@ -439,7 +439,7 @@ class World:
                 self.over(place)
         if self.pipeline.window is not None:
             self.pipeline.opened(self.time())
-        self.pipeline.answer_requests.clear()
+        self.pipeline.response_wants.clear()
         if self.pipeline.rest:
             self.do(self.pipeline.work(self.now))
 
@@ -452,14 +452,14 @@ class World:
     # --- what must hold
 
     def paired(self, exchange: Exchange) -> None:
-        """In place of the comparison's: answers name the request that they are to."""
+        """In place of the comparison's: responses name the request that they are to."""
         asked = re.search(rb"\nN: (\d+)", exchange.asked.head)
-        answers = [reply.answer for reply in exchange.replies.values()]
+        responses = [delivery.response for delivery in exchange.deliveries.values()]
         if self.orderly and not exchange.asked.checks:
-            answers.append(exchange.production)
-        for answer in answers:
-            named = re.search(rb"\nX-Id: (\d+)", answer.head)
-            assert asked is None or named is None or asked[1] == named[1], "an answer to another request"
+            responses.append(exchange.production)
+        for response in responses:
+            named = re.search(rb"\nX-Id: (\d+)", response.head)
+            assert asked is None or named is None or asked[1] == named[1], "a response to another request"
         self.sink(exchange)
 
     def within_bounds(self) -> None:

@@ -28,7 +28,7 @@ COPIED = 120
 
 
 class Client:
-    """A connection of a client that waits for each answer; it begins below the end of the sequence space."""
+    """A connection of a client that waits for each response; it begins below the end of the sequence space."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -129,9 +129,9 @@ class World:
                         talk.shadow_data(0, OK, int(self.now * 1e9))
         self.acks.update(self.pipeline.flows.ack_requests)
         self.pipeline.flows.ack_requests.clear()
-        for flow, wanted in self.pipeline.answer_requests:
+        for flow, wanted in self.pipeline.response_wants:
             self.bits[flow_hash(flow, 0) % BUCKETS] = wanted
-        self.pipeline.answer_requests.clear()
+        self.pipeline.response_wants.clear()
         if self.pipeline.window is not None:
             self.window = self.pipeline.window
             self.pipeline.opened(int(self.now * 1e9))

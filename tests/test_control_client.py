@@ -62,7 +62,7 @@ def test_a_daemon_whose_backlog_is_full(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "code", "words"),
+    ("reply", "code", "words"),
     [
         (b"", "lost", "the daemon closed the connection"),
         (b"half", "lost", "the daemon closed the connection"),
@@ -75,8 +75,8 @@ def test_a_daemon_whose_backlog_is_full(tmp_path: Path) -> None:
         (b'{"v":1,"id":1,"error":{"code":"busy","message":"wait"}}\n', "busy", "wait"),
     ],
 )
-def test_what_goes_wrong_is_told(tmp_path: Path, answer: bytes, code: str, words: str) -> None:
-    thread = answered(tmp_path / "s", lambda sock: sock.sendall(answer))
+def test_what_goes_wrong_is_told(tmp_path: Path, reply: bytes, code: str, words: str) -> None:
+    thread = answered(tmp_path / "s", lambda sock: sock.sendall(reply))
     with Client(tmp_path / "s") as client, pytest.raises(ControlError, match=words) as caught:
         client.ask(List())
     assert caught.value.code == code

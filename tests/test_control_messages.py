@@ -26,10 +26,10 @@ from tapmirror.control.messages import (
     Start,
     Status,
     Stop,
-    read_answer,
+    read_reply,
     read_request,
-    write_answer,
     write_error,
+    write_reply,
     write_request,
 )
 from tapmirror.spec import By, Limits, TapSpec, parse_shadow
@@ -126,33 +126,33 @@ def test_a_name_of_bytes_that_are_no_text_is_not_sent() -> None:
         write_request(Stop(name="web\udcff"))
 
 
-def test_answers() -> None:
-    assert read_answer(write_answer(3, {"taps": []})) == {"taps": []}
+def test_replies() -> None:
+    assert read_reply(write_reply(3, {"taps": []})) == {"taps": []}
     with pytest.raises(ProtocolError, match="no tap") as caught:
-        read_answer(write_error(3, "not_found", "no tap"))
+        read_reply(write_error(3, "not_found", "no tap"))
     assert (caught.value.code, caught.value.id, caught.value.problems) == ("not_found", 3, ())
     assert b"problems" not in write_error(3, "not_found", "no tap")
     with pytest.raises(ProtocolError, match="a, and 1 more") as caught:
-        read_answer(write_error(3, "refused", "a, and 1 more", ["a", "b"]))
+        read_reply(write_error(3, "refused", "a, and 1 more", ["a", "b"]))
     assert caught.value.problems == ("a", "b")
     with pytest.raises(ProtocolError, match="not a response"):
-        read_answer(b"hello")
+        read_reply(b"hello")
 
 
 def test_an_error_may_name_what_is_no_text() -> None:
     """As a file in taps.d whose name is not UTF-8: the daemon would not answer at all."""
     with pytest.raises(ProtocolError, match=r"^z\\udcff: bad$") as found:
-        read_answer(write_error(3, "refused", "z\udcff: bad", ["z\udcff: bad", "z\udcff: worse"]))
+        read_reply(write_error(3, "refused", "z\udcff: bad", ["z\udcff: bad", "z\udcff: worse"]))
     assert found.value.problems == ("z\\udcff: bad", "z\\udcff: worse")
 
 
-def test_the_answer_of_another_version_is_not_read_as_ours_but_its_refusal_is() -> None:
+def test_the_reply_of_another_version_is_not_read_as_ours_but_its_refusal_is() -> None:
     said = "the daemon speaks version 2 of the protocol, not 1"
     with pytest.raises(ProtocolError, match=said) as caught:
-        read_answer(b'{"v":2,"id":3,"ok":{"taps":"other"}}')
+        read_reply(b'{"v":2,"id":3,"ok":{"taps":"other"}}')
     assert caught.value.code == "version"
     with pytest.raises(ProtocolError, match="no such thing"):
-        read_answer(b'{"v":2,"error":{"code":"version","message":"no such thing"}}')
+        read_reply(b'{"v":2,"error":{"code":"version","message":"no such thing"}}')
 
 
 @given(st.lists(st.binary(max_size=20).filter(lambda each: b"\n" not in each)), st.integers(1, 9))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random clients of the control socket: requests in pieces, several at once, rubbish, lines without end; clients that
-read slowly, not at all, half-close, or leave amid an answer.
+read slowly, not at all, half-close, or leave amid a reply.
 
-Whatever they do, each gets the answers to its requests in their order until it is given up, what is held is bounded,
+Whatever they do, each gets the replies to its requests in their order until it is given up, what is held is bounded,
 the loop meets no exception, somebody who asks properly is served at once, and in the end nothing is left.
 """
 
@@ -28,8 +28,8 @@ from tapmirror.supervisor.serve import sealed
 LONGEST: Final = 4_000
 HELD: Final = 12_000
 CLIENTS: Final = 6
-ANSWER: Final = 400_000
-"""Bytes of a long answer: more than a socket holds."""
+REPLY: Final = 400_000
+"""Bytes of a long reply: more than a socket holds."""
 
 
 class World:
@@ -65,7 +65,7 @@ class World:
             case Status():
                 self.late.append(call)
             case Logs(after=size):
-                call.answer({"lines": "x" * min(size, ANSWER)})
+                call.answer({"lines": "x" * min(size, REPLY)})
             case Report(name=name):
                 call.answer({"tap": name}, sealed(b"report"))
             case Pause():
@@ -99,15 +99,15 @@ class World:
         self.turn(rand.randint(0, 3))
 
     def ask(self) -> None:
-        """Somebody asks properly; where all places are taken by who waits for an answer, that is said."""
+        """Somebody asks properly; where all places are taken by who waits for a reply, that is said."""
         with socket.socket(socket.AF_UNIX) as sock:
             sock.connect(str(self.path))
             sock.setblocking(False)
             sock.send(b'{"v":1,"id":7,"op":"list"}\n')
             self.turn(8)
-            answer = json.loads(sock.recv(4096))
+            reply = json.loads(sock.recv(4096))
         busy = sum(each.waits for each in self.server._clients) >= CLIENTS
-        assert answer == {"v": 1, "id": 7, "ok": {"taps": []}} or (busy and answer["error"]["code"] == "busy")
+        assert reply == {"v": 1, "id": 7, "ok": {"taps": []}} or (busy and reply["error"]["code"] == "busy")
 
     def close(self) -> None:
         """All leave; nothing is left."""
@@ -181,7 +181,7 @@ class RandomClient:
                 head + b'"list"}\n',
                 head + b'"list"}\n' * rand.randint(1, 4),
                 head + b'"status"}\n',
-                head + b'"logs","name":"web","after":%d}\n' % rand.choice((1, 5_000, ANSWER)),
+                head + b'"logs","name":"web","after":%d}\n' % rand.choice((1, 5_000, REPLY)),
                 head + b'"report","name":"web"}\n',
                 head + b'"pause","name":"web"}\n',
                 head + b'"nonsense"}\n',
@@ -217,17 +217,17 @@ class RandomClient:
         self.got += data
 
     def check(self) -> None:
-        """What it has been answered are answers to what it has sent, in their order."""
-        answers = [json.loads(line) for line in self.got.split(b"\n")[:-1]]
-        if answers and answers[0].get("error", {}).get("code") == "busy":
-            assert len(answers) == 1
+        """What it has been answered are replies to what it has sent, in their order."""
+        replies = [json.loads(line) for line in self.got.split(b"\n")[:-1]]
+        if replies and replies[0].get("error", {}).get("code") == "busy":
+            assert len(replies) == 1
             return
-        for answer, wanted in zip(answers, self.wanted(), strict=False):
-            assert (answer.get("id"), "ok" in answer) == wanted, (answer, wanted)
-        assert len(answers) <= len([*self.wanted()])
+        for reply, wanted in zip(replies, self.wanted(), strict=False):
+            assert (reply.get("id"), "ok" in reply) == wanted, (reply, wanted)
+        assert len(replies) <= len([*self.wanted()])
 
     def wanted(self) -> Iterator[tuple[Any, bool]]:
-        """Of each line: the id of its answer, and whether it is done; nothing is read behind one without an id."""
+        """Of each line: the id of its reply, and whether it is done; nothing is read behind one without an id."""
         *lines, rest = self.sent.split(b"\n")
         for line in lines:
             if len(line) > LONGEST:

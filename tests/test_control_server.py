@@ -111,23 +111,23 @@ def rest(sock: socket.socket) -> bytes:
 
 
 def test_requests_are_answered_in_order_each_with_its_id(served: Served) -> None:
-    with connect(served.path) as sock, sock.makefile("rb") as answers:
+    with connect(served.path) as sock, sock.makefile("rb") as replies:
         sock.sendall(b"".join(b'{"v":1,"id":%d,"op":"list"}\n' % i for i in range(1000)))
-        assert [json.loads(answers.readline())["id"] for _ in range(1000)] == list(range(1000))
+        assert [json.loads(replies.readline())["id"] for _ in range(1000)] == list(range(1000))
         sock.sendall(b'{"v":1,"id":"x","op":"pause","name":"web"}\n{"v":1,"id":1,"op":"nonsense"}\nrubbish\n')
-        assert json.loads(answers.readline())["error"] == {"code": "not_found", "message": "no such tap"}
-        assert json.loads(answers.readline())["error"]["code"] == "bad_request"
-        assert json.loads(answers.readline())["error"]["code"] == "bad_request"
-        assert answers.readline() == b""  # nothing can be said of what follows rubbish
+        assert json.loads(replies.readline())["error"] == {"code": "not_found", "message": "no such tap"}
+        assert json.loads(replies.readline())["error"]["code"] == "bad_request"
+        assert json.loads(replies.readline())["error"]["code"] == "bad_request"
+        assert replies.readline() == b""  # nothing can be said of what follows rubbish
 
 
-def test_a_descriptor_goes_with_its_answer_and_is_not_kept(served: Served) -> None:
+def test_a_descriptor_goes_with_its_reply_and_is_not_kept(served: Served) -> None:
     before = len(os.listdir("/proc/self/fd"))
     with Client(served.path) as client:
-        answer = {"tap": "web", "compare": {}, "bytes": 3}
-        assert client.report("web") == (answer, b"web")
-        assert client.ask(Report(name="web")) == answer  # who did not expect it keeps none either
-        with connect(served.path) as gone:  # asks, and is gone when the answer is due
+        reply = {"tap": "web", "compare": {}, "bytes": 3}
+        assert client.report("web") == (reply, b"web")
+        assert client.ask(Report(name="web")) == reply  # who did not expect it keeps none either
+        with connect(served.path) as gone:  # asks, and is gone when the reply is due
             gone.sendall(b'{"v":1,"op":"report","name":"gone"}\n')
         client.ask(List())
         until(lambda: served.clients() == 1, "the other client to be gone")
@@ -143,19 +143,19 @@ def test_what_a_report_is_in_cannot_be_changed() -> None:
     os.close(descriptor)
 
 
-def test_an_answer_may_come_later_and_holds_up_nobody_else(served: Served) -> None:
-    with Client(served.path) as client, connect(served.path) as sock, sock.makefile("rb") as answers:
+def test_a_reply_may_come_later_and_holds_up_nobody_else(served: Served) -> None:
+    with Client(served.path) as client, connect(served.path) as sock, sock.makefile("rb") as replies:
         sock.sendall(b'{"v":1,"id":1,"op":"status"}\n{"v":1,"id":2,"op":"list"}\n')
         assert client.ask(List()) == {"taps": []}
         until(lambda: len(served.calls) == 2, "the call")
         assert len(served.calls) == 2  # the second of that client waits
         (late,) = (call for call in served.calls if isinstance(call.request, Status))
         served.do(lambda: late.answer({"late": True}))
-        assert json.loads(answers.readline()) == {"v": 1, "id": 1, "ok": {"late": True}}
-        assert json.loads(answers.readline())["id"] == 2
+        assert json.loads(replies.readline()) == {"v": 1, "id": 1, "ok": {"late": True}}
+        assert json.loads(replies.readline())["id"] == 2
 
 
-def test_a_client_that_left_while_its_answer_was_due(served: Served) -> None:
+def test_a_client_that_left_while_its_reply_was_due(served: Served) -> None:
     with connect(served.path) as sock:
         sock.sendall(b'{"v":1,"op":"status"}\n')
         until(lambda: bool(served.calls), "the call")
@@ -219,7 +219,7 @@ def test_an_idle_client_is_given_up_and_one_that_waits_is_not(served: Served, mo
         assert json.loads(waiting.makefile("rb").readline())["id"] == 5
 
 
-def test_while_an_answer_is_due_nothing_more_is_read(served: Served) -> None:
+def test_while_a_reply_is_due_nothing_more_is_read(served: Served) -> None:
     with connect(served.path) as sock:
         sock.sendall(b'{"v":1,"id":1,"op":"status"}\n')
         until(lambda: len(served.calls) == 1, "the request")
@@ -232,7 +232,7 @@ def test_while_an_answer_is_due_nothing_more_is_read(served: Served) -> None:
         assert [json.loads(lines.readline())["id"] for _ in range(2)] == [1, 2]
 
 
-def test_a_client_that_takes_its_answer_slowly_costs_no_turns(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_takes_its_reply_slowly_costs_no_turns(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """And has longer for it than for the rest of a request; once it has it, its socket is not looked at for room."""
     turns: list[object] = []
     writable = server._Connection.writable
@@ -265,7 +265,7 @@ def test_a_report_for_a_client_that_left_is_let_go(served: Served) -> None:
     until(lambda: not os.path.exists(f"/proc/self/fd/{descriptor}"), "its end")
 
 
-def test_one_that_waits_for_its_answer_gives_way_to_nobody(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_waits_for_its_reply_gives_way_to_nobody(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "MAX_CLIENTS", 2)
     with connect(served.path) as one, connect(served.path) as two:
         for sock in (one, two):
@@ -283,9 +283,7 @@ def test_without_a_group_the_socket_is_roots(served: Served) -> None:
 
 
 @pytest.mark.parametrize("requests", [1, 3])
-def test_who_does_not_take_an_answer_is_given_up(
-    served: Served, monkeypatch: pytest.MonkeyPatch, requests: int
-) -> None:
+def test_who_does_not_take_a_reply_is_given_up(served: Served, monkeypatch: pytest.MonkeyPatch, requests: int) -> None:
     monkeypatch.setattr(server, "TAKE_TIME", 0.2)
     with connect(served.path) as slow, Client(served.path) as client:
         slow.sendall(b'{"v":1,"op":"logs","name":"web","after":8000000}\n' * requests)

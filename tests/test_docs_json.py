@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/JSON.md names the fields of a report, and no others; those of a daemon's answers are looked at in the lab."""
+"""docs/JSON.md names the fields of a report, and no others; those of a daemon's replies are looked at in the lab."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def test_where_the_options_are(tmp_path: Path) -> None:
     assert doctor.config_of("6.1", tmp_path, tmp_path) == "CONFIG_B=y"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="the answer for others is another")
+@pytest.mark.skipif(os.geteuid() != 0, reason="the reply for others is another")
 def test_root_without_capabilities() -> None:
     (finding,) = doctor.privileges("Name:\tx\nCapEff:\t00000000000000c0\n")
     assert (finding.level, finding.text) == (Level.FAIL, "root without CAP_NET_RAW")

@@ -92,7 +92,7 @@ def test_the_oldest_goes_first() -> None:
     assert [held.early.taken(key(number), 1001) is None for number in (0, 1, 2)] == [True, True, False]
 
 
-def test_what_production_leaves_without_an_answer_goes_after_a_while() -> None:
+def test_what_production_leaves_without_a_response_goes_after_a_while() -> None:
     held = Held()
     held.put(syn(b"first", number=1), 0.0)
     held.put(syn(b"second", number=2), 5.0)

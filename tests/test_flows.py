@@ -52,11 +52,11 @@ class Dialogue:
         self.table = FlowTable(limits, 0, self.ledger)
         self.now = 100.0
         self.out: dict[int, bytes] = {}
-        self.after_reply: list[bool] = []
+        self.after_response: list[bool] = []
         self.given = [0, 0]
 
     def take(self, events: Sequence[Event]) -> None:
-        for flow, chunk, after_reply in events:
+        for flow, chunk, after_response in events:
             if isinstance(chunk, ServerFin):
                 continue
             if isinstance(chunk, Gap):
@@ -65,7 +65,7 @@ class Dialogue:
                 text = b"!" if chunk.reset else b"."
             else:
                 text = bytes(chunk)  # type: ignore[arg-type]
-                self.after_reply.append(after_reply)
+                self.after_response.append(after_response)
             self.out[flow.id] = self.out.get(flow.id, b"") + text
 
     def put(self, flags: int, at: int, data: bytes = b"", ack: int = 0, port: int = 40000, base: int = 1000) -> None:
@@ -118,7 +118,7 @@ def test_a_whole_connection() -> None:
     d.put(FIN | ACK, 6)
     d.server(7, FIN | ACK)
     assert d.text == b"abcdef."
-    assert d.after_reply == [False, True]
+    assert d.after_response == [False, True]
     assert len(d.table) == 0
     assert d.unsettled() == 0
 
@@ -129,7 +129,7 @@ def test_second_segment_of_one_turn_is_no_turn() -> None:
     d.put(ACK, 0, b"abc", ack=4)
     d.put(ACK, 3, b"def", ack=4)
     d.put(ACK, 6, b"ghi", ack=9)
-    assert d.after_reply == [True, False, True]
+    assert d.after_response == [True, False, True]
 
 
 @pytest.mark.parametrize("late", [False, True])
@@ -148,7 +148,7 @@ def test_what_follows_a_gap_is_no_turn(late: bool) -> None:
         d.server(6)
     d.put(ACK, 9, b"jkl", ack=12)
     assert d.text.startswith(b"abc<3>ghijkl")
-    assert d.after_reply[:3] == [True, False, True]
+    assert d.after_response[:3] == [True, False, True]
 
 
 def test_hole_asks_for_acknowledgements_and_becomes_a_gap_by_them() -> None:
@@ -304,12 +304,12 @@ def test_a_keep_alive_probe_with_a_byte_does_not_hide_that_a_request_begins_behi
         d.server(ack=5)
     d.put(ACK, 5, b" HTTP")
     assert d.text == b"\0GET / HTTP"
-    assert d.after_reply == [True, True, False]
+    assert d.after_response == [True, True, False]
     assert d.unsettled() == 0
 
 
 @pytest.mark.parametrize("ahead", [0, -1, 25, -(1 << 20), (1 << 20) + 1, (1 << 30) - 1])
-def test_midstream_is_not_confirmed_by_an_answer_to_what_production_does_not_take(ahead: int) -> None:
+def test_midstream_is_not_confirmed_by_a_response_to_what_production_does_not_take(ahead: int) -> None:
     """RFC 5961: who knows a connection's addresses and ports can write anything, and production answers each segment
     beyond its window with the number that it waits for.
     """
@@ -372,7 +372,7 @@ def test_midstream_goes_on_at_once_with_what_production_waits_for() -> None:
     d = Dialogue()
     d.server(0, length=9)
     d.put(ACK | PSH, 0, b"abc")
-    assert d.text == b"abc" and d.after_reply == [True]
+    assert d.text == b"abc" and d.after_response == [True]
     d.put(ACK | PSH, 3, b"def")
     d.put(FIN | ACK, 6)
     d.server(7, FIN | ACK)
@@ -900,7 +900,7 @@ def test_what_a_client_sends_before_production_accepted_waits_for_that() -> None
     d.put(PSH | ACK, 6, b"ghi", ack=5)
     d.put(FIN | ACK, 9)
     assert d.text == b"abcdefghi."
-    assert d.after_reply == [False, False, True]
+    assert d.after_response == [False, False, True]
     assert d.ledger.bytes.filtered == {FilterReason.DUPLICATE: 3}
     assert d.unsettled() == 0 and not d.table.impatient
     assert d.table.ack_requests == []
@@ -931,7 +931,7 @@ def test_what_waited_amounts_to_the_same_as_if_the_acceptance_had_come_first(
         later.put(flags | (UNACCEPTED if number < waiting else 0), at, data)
     if len(steps) <= waiting:
         later.accept()
-    assert (first.out, first.after_reply) == (later.out, later.after_reply)
+    assert (first.out, first.after_response) == (later.out, later.after_response)
     assert first.ledger.segments.settled() == later.ledger.segments.settled()
     assert first.ledger.bytes.settled() == later.ledger.bytes.settled()
     assert first.table.held() == later.table.held()

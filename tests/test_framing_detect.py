@@ -68,7 +68,7 @@ def test_a_long_line_is_not_waited_for() -> None:
 
 
 @given(st.binary(max_size=60))
-def test_an_answer_stands_whatever_follows(data: bytes) -> None:
+def test_a_response_stands_whatever_follows(data: bytes) -> None:
     first = next((found for n in range(len(data)) if (found := detect(data[:n]))), None)
     if first is not None:
         assert detect(data) == first

@@ -45,10 +45,10 @@ class Heard:
         self.fed = self.accounted = 0
         self.parts = 0
 
-    def feed(self, data: bytes, after_reply: bool = False) -> Heard:
+    def feed(self, data: bytes, after_response: bool = False) -> Heard:
         self.fed += len(data)
         view = memoryview(bytearray(data))
-        self._take(self.framer.feed(view, after_reply))
+        self._take(self.framer.feed(view, after_response))
         return self
 
     def gap(self, length: int) -> Heard:
@@ -132,7 +132,7 @@ def heard(pieces: Iterable[bytes], **options: object) -> Heard:
     """All pieces of a stream, of which only the first may begin a request by outside evidence."""
     got = Heard(**options)  # type: ignore[arg-type]
     for i, piece in enumerate(pieces):
-        got.feed(piece, after_reply=i == 0)
+        got.feed(piece, after_response=i == 0)
     return got
 
 
@@ -249,7 +249,7 @@ def test_broken_in_the_body(stream: bytes, cut: Cut) -> None:
 
 @pytest.mark.parametrize("stream", [*REFUSED.values(), *BROKEN.values()], ids=[*REFUSED, *BROKEN])
 def test_goes_on_at_the_next_turn(stream: bytes) -> None:
-    got = heard([GET, stream]).feed(GET).feed(GET, after_reply=True).feed(GET)
+    got = heard([GET, stream]).feed(GET).feed(GET, after_response=True).feed(GET)
     assert got.requests == [GET, GET, GET]
 
 
@@ -284,7 +284,7 @@ def test_nothing_is_read_after_a_closing_request(last: bytes, cut: Cut) -> None:
 def test_head_over_the_limit(stream: bytes, cut: Cut) -> None:
     got = heard(cut(stream), head_bytes=256)
     assert got.lost == {Reason.OVERSIZE: len(stream)}
-    assert got.feed(GET, after_reply=True).requests == [GET]
+    assert got.feed(GET, after_response=True).requests == [GET]
 
 
 @cut
@@ -310,18 +310,18 @@ CLOSING = head(b"Connection: close", b"Content-Length: 6")
 
 
 def play(script: list[bytes | int | str]) -> Heard:
-    """Bytes are fed, numbers are gaps, '|' says that the next bytes come after an answer, '.' is production's FIN."""
-    got, after_reply = Heard(), True
+    """Bytes are fed, numbers are gaps, '|' says that the next bytes come after a response, '.' is production's FIN."""
+    got, after_response = Heard(), True
     for step in script:
         if step == "|":
-            after_reply = True
+            after_response = True
         elif step == ".":
             got.no_more()
         elif isinstance(step, int):
             got.gap(step)
         else:
-            got.feed(step, after_reply)  # type: ignore[arg-type]
-            after_reply = False
+            got.feed(step, after_response)  # type: ignore[arg-type]
+            after_response = False
     return got
 
 
@@ -382,7 +382,7 @@ def test_midstream_begins_at_the_first_certain_boundary(before: bytes) -> None:
     got = Heard(midstream=True)
     got.feed(before)
     assert got.requests == [] and got.lost == ({Reason.MIDSTREAM: len(before)} if before else {})
-    got.feed(GET[:20], after_reply=True).feed(GET[20:] + GET).feed(GET)
+    got.feed(GET[:20], after_response=True).feed(GET[20:] + GET).feed(GET)
     assert got.requests == [GET, GET, GET] and got.lost.total() == len(before)
 
 
@@ -399,7 +399,7 @@ def test_midstream_begins_at_the_first_certain_boundary(before: bytes) -> None:
     ],
 )
 def test_midstream_takes_nothing_else_for_a_boundary(first: bytes) -> None:
-    got = Heard(midstream=True).feed(first, after_reply=True).feed(GET).feed(GET, after_reply=True)
+    got = Heard(midstream=True).feed(first, after_response=True).feed(GET).feed(GET, after_response=True)
     assert got.requests == [GET]
     assert got.lost == {Reason.MIDSTREAM: len(first) + len(GET)}
 
@@ -443,7 +443,7 @@ def test_the_bytes_after_say_whether_the_server_switched(
         ([b"01234567", "|", GET], 1, b""),
     ],
 )
-def test_an_answer_amid_the_body_counts_too(script: list[bytes | int | str], requests: int, tunnel: bytes) -> None:
+def test_a_response_amid_the_body_counts_too(script: list[bytes | int | str], requests: int, tunnel: bytes) -> None:
     first = head(b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"Content-Length: 8", line=b"POST / HTTP/1.1")
     got = play([first, *script]).end()
     assert got.requests == [first + b"01234567"] + [GET] * requests
@@ -621,20 +621,20 @@ steps = st.one_of(
 def test_everything_is_accounted_for_whatever_comes(
     script: list[bytes | int | str], midstream: bool, limit: int, host: bytes | None
 ) -> None:
-    got, after_reply = Heard(limit, host, midstream), True
+    got, after_response = Heard(limit, host, midstream), True
     for step in script:
         if isinstance(step, int):
             got.gap(step)
         elif step == ".":
             got.no_more()
         elif isinstance(step, str):
-            after_reply = True
+            after_response = True
         elif step:
-            got.feed(step, after_reply)
-            after_reply = False
+            got.feed(step, after_response)
+            after_response = False
     got.end()
     assert got.accounted == got.fed
-    got.feed(GET, after_reply=True).gap(3)
+    got.feed(GET, after_response=True).gap(3)
     assert got.accounted == got.fed
 
 

@@ -76,14 +76,14 @@ def read_by_nginx(port: int, stream: bytes) -> int:
     with socket.create_connection((OURS, port), timeout=300) as connection:
         connection.sendall(stream)
         connection.shutdown(socket.SHUT_WR)
-        answers = b""
+        responses = b""
         try:
             while data := connection.recv(1 << 16):
-                answers += data
+                responses += data
         except ConnectionResetError:
             pass  # it refused something and did not read the rest
-    # NOTE: the answer to HEAD has no body: its Content-Length tells that it was served.
-    return answers.count(b"Content-Length: %d\r\n" % len(MARK))
+    # NOTE: the response to HEAD has no body: its Content-Length tells that it was served.
+    return responses.count(b"Content-Length: %d\r\n" % len(MARK))
 
 
 def mirrored(stream: bytes) -> int:

@@ -34,7 +34,7 @@ from tapmirror.spec.settings import AllTaps
 
 Plant = Callable[[float, float], Measure]
 """(share, seconds since the start) to what is measured then."""
-OK = Health(answers=100, answered=100, sent_bytes=10_000)
+OK = Health(responses=100, answered=100, sent_bytes=10_000)
 
 
 def run(plant: Plant, seconds: int, budget: Budget | None = None, governor: Governor | None = None) -> list[Decision]:
@@ -62,7 +62,7 @@ def drops(values: list[float]) -> int:
 numbers = st.floats(0, 1e12)
 healths = st.builds(
     Health,
-    answers=st.integers(0, 1000),
+    responses=st.integers(0, 1000),
     errors=st.integers(0, 1000),
     connects=st.integers(0, 10),
     connect_failures=st.integers(0, 10),
@@ -325,19 +325,19 @@ def test_pressure_that_is_left_out_of_it_holds_back_no_rise() -> None:
     assert run(plant, 60, off)[-1].share == 1.0
 
 
-def test_a_few_slow_answers_tell_nothing() -> None:
+def test_a_few_slow_responses_tell_nothing() -> None:
     def plant(_share: float, now: float) -> Measure:
-        return Measure(shadows={"v2": Health(answers=1, sent_bytes=1, times={"30": 1} if now % 5 == 0 else {})})
+        return Measure(shadows={"v2": Health(responses=1, sent_bytes=1, times={"30": 1} if now % 5 == 0 else {})})
 
     assert shares(run(plant, 300)) == [1.0] * 300
 
 
-def test_slow_answers_get_less_until_they_are_fast() -> None:
+def test_slow_responses_get_less_until_they_are_fast() -> None:
     def plant(share: float, _now: float) -> Measure:
         times = Histogram()
         for part in (0.2, 0.9, 1.1):
             times.add(10.0 * share * part)
-        return Measure(shadows={"v2": Health(answers=50, sent_bytes=1, times=times.snapshot()["buckets"])})
+        return Measure(shadows={"v2": Health(responses=50, sent_bytes=1, times=times.snapshot()["buckets"])})
 
     decisions = run(plant, 1200)
     assert 0.2 < decisions[-1].share <= 0.5
@@ -406,14 +406,14 @@ def test_a_shadow_that_was_well_for_a_minute_is_tried_again_as_soon_as_at_first(
     assert seconds_closed(decisions, 300) == seconds_closed(decisions, 0) == 5
 
 
-@pytest.mark.parametrize(("answers", "gone"), [(4, False), (5, True)])
-def test_of_a_shadow_that_is_tried_again_a_few_errors_are_enough(answers: int, gone: bool) -> None:
+@pytest.mark.parametrize(("responses", "gone"), [(4, False), (5, True)])
+def test_of_a_shadow_that_is_tried_again_a_few_errors_are_enough(responses: int, gone: bool) -> None:
     """And what it answered before it was left alone counts no more."""
 
     def plant(_share: float, now: float) -> Measure:
-        bad = Health(answers=1000, errors=1000, sent_bytes=1) if now <= 1 else Health()
+        bad = Health(responses=1000, errors=1000, sent_bytes=1) if now <= 1 else Health()
         if now == 8:
-            bad = Health(answers=answers, errors=answers, connects=1, connected=1, sent_bytes=1)
+            bad = Health(responses=responses, errors=responses, connects=1, connected=1, sent_bytes=1)
         return Measure(shadows={"v2": bad})
 
     values = shares(run(plant, 8))
@@ -424,7 +424,7 @@ def test_of_a_shadow_that_is_tried_again_a_few_errors_are_enough(answers: int, g
 @pytest.mark.parametrize("retry", [2.0, 30.0])
 @pytest.mark.parametrize("kind", ["black hole", "deaf"])
 def test_a_shadow_whose_failures_take_long_to_show_gets_the_first_few_connections_only(kind: str, retry: float) -> None:
-    """A connection to a black hole fails after ten seconds, and so long takes an answer that does not come."""
+    """A connection to a black hole fails after ten seconds, and so long takes a reply that does not come."""
     values = [1.0]
 
     def plant(share: float, now: float) -> Measure:
@@ -433,7 +433,7 @@ def test_a_shadow_whose_failures_take_long_to_show_gets_the_first_few_connection
         asked, failed = round(100 * share), round(100 * then)
         if kind == "black hole":
             return Measure(shadows={"v2": Health(connects=asked, connect_failures=failed)})
-        deaf = Health(connects=asked, connected=asked, sent_bytes=asked, answers=failed, errors=failed)
+        deaf = Health(connects=asked, connected=asked, sent_bytes=asked, responses=failed, errors=failed)
         return Measure(shadows={"v2": deaf})
 
     late = shares(run(plant, 600, Budget(retry=retry)))[60:]
@@ -504,7 +504,7 @@ class Forwarder:
         self.ended += ended
         down = ended if self.ended >= 16 else 0
         return Health(
-            answers=ended,
+            responses=ended,
             errors=ended,
             connects=tried,
             connected=tried,
@@ -536,8 +536,8 @@ def test_a_forwarder_with_nobody_behind_it_is_left_alone_for_longer_and_longer(c
 
 
 def test_who_breaks_off_all_connections_is_down_though_bytes_are_sent() -> None:
-    """A quiet tap, of whose answers too few are missing to say anything; one that comes says that it is back."""
-    tried = Health(answers=1, errors=1, connects=1, connected=1, connect_failures=1, silent=1, sent_bytes=100)
+    """A quiet tap, of whose responses too few are missing to say anything; one that comes says that it is back."""
+    tried = Health(responses=1, errors=1, connects=1, connected=1, connect_failures=1, silent=1, sent_bytes=100)
     going = Health(connects=1, connected=1, sent_bytes=100)
 
     def plant(_share: float, now: float) -> Measure:
@@ -547,17 +547,17 @@ def test_who_breaks_off_all_connections_is_down_though_bytes_are_sent() -> None:
     decisions = run(plant, long)
     assert shares(decisions) == [1.0] * (long - 4) + [0.0] * 4
     assert decisions[-1].reason == f"{SILENT}5 s"
-    answered = Health(answers=1, answered=1, connects=1, connected=1, sent_bytes=100)
+    answered = Health(responses=1, answered=1, connects=1, connected=1, sent_bytes=100)
     assert (
         min(shares(run(lambda share, now: Measure(shadows={"v2": answered}) if now == 9 else plant(share, now), long)))
         == 1
     )
 
 
-def test_whose_clients_are_mostly_closed_without_an_answer_is_not_kept_out() -> None:
+def test_whose_clients_are_mostly_closed_without_a_response_is_not_kept_out() -> None:
     """As nginx does with 444."""
-    silent = Health(answers=1, errors=1, connects=1, connected=1, connect_failures=1, silent=1, sent_bytes=100)
-    answered = Health(answers=1, answered=1, connects=1, connected=1, sent_bytes=100)
+    silent = Health(responses=1, errors=1, connects=1, connected=1, connect_failures=1, silent=1, sent_bytes=100)
+    answered = Health(responses=1, answered=1, connects=1, connected=1, sent_bytes=100)
 
     def plant(_share: float, now: float) -> Measure:
         return Measure(shadows={"v2": answered if now % 10 == 0 else silent})
@@ -572,7 +572,9 @@ def test_what_production_leaves_unanswered_too_is_not_the_shadows_error() -> Non
         def told(_share: float, now: float) -> Measure:
             alike = 80 if now > late else 0
             return Measure(
-                shadows={"v2": Health(answers=100, errors=80 + errors, alike=alike, answered=20 - errors, sent_bytes=9)}
+                shadows={
+                    "v2": Health(responses=100, errors=80 + errors, alike=alike, answered=20 - errors, sent_bytes=9)
+                }
             )
 
         return told
@@ -597,7 +599,7 @@ def test_what_production_leaves_unanswered_too_is_not_the_shadows_error() -> Non
 def test_who_breaks_connections_off_is_not_said_to_answer(good: int, bad: int, broke_off: int, cause: str) -> None:
     alike = 30
     health = Health(
-        answers=20 + good + bad + alike,
+        responses=20 + good + bad + alike,
         errors=20 + bad + alike,
         alike=alike,
         broke_off=broke_off,
@@ -608,21 +610,21 @@ def test_who_breaks_connections_off_is_not_said_to_answer(good: int, bad: int, b
     assert decisions[0].reason == f"shadow v2: {cause}; tried again after 5 s"
 
 
-def test_bad_answers_open_it_and_a_bug_does_not() -> None:
-    def answers(errors: int) -> Plant:
-        return lambda _share, _now: Measure(shadows={"v2": Health(answers=100, errors=errors, sent_bytes=1)})
+def test_bad_responses_open_it_and_a_bug_does_not() -> None:
+    def responses(errors: int) -> Plant:
+        return lambda _share, _now: Measure(shadows={"v2": Health(responses=100, errors=errors, sent_bytes=1)})
 
-    assert min(shares(run(answers(30), 60))) == 1
-    decisions = run(answers(80), 60)
+    assert min(shares(run(responses(30), 60))) == 1
+    decisions = run(responses(80), 60)
     assert decisions[0] == Decision(
         share=0.0, reason="shadow v2: 80% of its responses are errors; tried again after 5 s"
     )
-    assert min(shares(run(answers(100), 60, Budget(errors=1.0)))) == 1
+    assert min(shares(run(responses(100), 60, Budget(errors=1.0)))) == 1
 
 
 def test_a_few_errors_of_a_quiet_shadow_tell_nothing() -> None:
     plant: Plant = lambda _share, now: Measure(  # noqa: E731
-        shadows={"v2": Health(answers=1, errors=1, sent_bytes=1)} if now % 5 == 0 else {"v2": Health()}
+        shadows={"v2": Health(responses=1, errors=1, sent_bytes=1)} if now % 5 == 0 else {"v2": Health()}
     )
     assert min(shares(run(plant, 100))) == 1
 
@@ -662,7 +664,7 @@ def test_a_slow_shadow_is_spared_and_the_others_get_what_the_tap_captures() -> N
     def plant(_share: float, now: float) -> Measure:
         return Measure(
             ring_fill=0.9 if now == 1 else 0.45,
-            shadows={"v2": OK, "slow": Health(answers=1, sent_bytes=1, times={"30": 1})},
+            shadows={"v2": OK, "slow": Health(responses=1, sent_bytes=1, times={"30": 1})},
         )
 
     decision = run(plant, 30)[-1]
@@ -743,7 +745,7 @@ def test_measures_of_two_snapshots() -> None:
         host_memory=3.0,
         shadows={
             "v2": Health(
-                answers=17,
+                responses=17,
                 errors=7,
                 alike=1,
                 broke_off=2,
@@ -756,7 +758,7 @@ def test_measures_of_two_snapshots() -> None:
                 times={"1": 2, "inf": 1},
             ),
             "new": Health(
-                answers=27,
+                responses=27,
                 errors=7,
                 alike=1,
                 broke_off=2,

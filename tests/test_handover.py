@@ -23,7 +23,7 @@ def predecessor() -> Ledger:
         account.dropped.update({DropReason.GAP: part, DropReason.RING_FULL: 3 * part})
     ledger.bytes.mirrored -= 50
     ledger.requests.seen, ledger.requests.mirrored = 5, 4
-    ledger.events["flows"], ledger.answers["2xx"] = 3, 4
+    ledger.events["flows"], ledger.responses["2xx"] = 3, 4
     return ledger
 
 
@@ -43,7 +43,7 @@ def test_of_one_shadow() -> None:
     assert ledger.bytes.dropped[DropReason.WORKER_LOST] == 1_000 - 650
     assert ledger.requests.dropped[DropReason.WORKER_LOST] == 1
     assert left(ledger.requests) == 0
-    assert (ledger.requests.mirrored, ledger.events["flows"], ledger.answers["2xx"]) == (4, 3, 4)
+    assert (ledger.requests.mirrored, ledger.events["flows"], ledger.responses["2xx"]) == (4, 3, 4)
 
 
 def test_again_and_again_nothing_is_counted_twice() -> None:

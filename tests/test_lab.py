@@ -41,7 +41,7 @@ from lab import (
     until,
     wrk,
 )
-from lab.instructions import CASES, answer, serve, worked
+from lab.instructions import CASES, response, serve, worked
 from lab.soak import Look, Report, violations
 from lab.wrk import command, parse, pause
 from tapmirror.spec import Level
@@ -247,10 +247,10 @@ def test_a_recorder_tells_fin_from_reset(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "answer"),
+    ("behaviour", "response"),
     [
         (Behaviour(echo=True), b"ping"),
-        (Behaviour(answer=b"pong", delay=0.05), b"pong"),
+        (Behaviour(response=b"pong", delay=0.05), b"pong"),
         (Behaviour(flood=3_000_000, flood_start=b"head"), b"head" + bytes(3_000_000)),
         (Behaviour(flood=3, drip=0.01), bytes(3)),
         (Behaviour(close_after=4), b""),
@@ -258,18 +258,18 @@ def test_a_recorder_tells_fin_from_reset(lab: Lab) -> None:
         (Behaviour(reset_after=0), None),
     ],
 )
-def test_behaviour(lab: Lab, behaviour: Behaviour, answer: bytes | None) -> None:
+def test_behaviour(lab: Lab, behaviour: Behaviour, response: bytes | None) -> None:
     with RecordingTcp(lab.node, 91, behaviour):
         got = b""
         try:
             with connect(lab, 91) as client:
                 client.sendall(b"ping")
-                while len(got) < len(answer or b"-") and (data := client.recv(1 << 16)):
+                while len(got) < len(response or b"-") and (data := client.recv(1 << 16)):
                     got += data
         except ConnectionResetError:
-            assert answer is None
+            assert response is None
         else:
-            assert got == answer
+            assert got == response
 
 
 @pytest.mark.parametrize("behaviour", [Behaviour(read=False), Behaviour(accept=False)])
@@ -404,7 +404,7 @@ def test_what_a_run_that_was_killed_left_in_tmp_is_cleared_by_the_next(
 def test_of_what_is_counted_in_instructions_all_is_sent_and_answered(name: str) -> None:
     """It raises where it is not."""
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
-        reply = answer(CASES[name].get("compare", Level.OFF), 1)
-        threading.Thread(target=serve, args=(listener, reply), daemon=True).start()
+        message = response(CASES[name].get("compare", Level.OFF), 1)
+        threading.Thread(target=serve, args=(listener, message), daemon=True).start()
         worked(name, 500, listener.getsockname()[1])
         listener.shutdown(socket.SHUT_RDWR)

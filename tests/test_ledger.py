@@ -36,13 +36,13 @@ def test_what_is_saved_is_restored() -> None:
     ledger.bytes.seen, ledger.requests.mirrored, ledger.segments.sampled_out = 5, 6, 7
     ledger.drop(DropReason.GAP, 20, 2)
     ledger.filter(FilterReason.DUPLICATE, 5, 1)
-    ledger.events["flows"], ledger.answers["2xx"] = 8, 9
+    ledger.events["flows"], ledger.responses["2xx"] = 8, 9
     ledger.latency.add(0.25)
     for _ in range(2):
         other.restore(json.loads(json.dumps(ledger.saved())))
     assert other.bytes.dropped[DropReason.GAP] == 40 and other.segments.filtered[FilterReason.DUPLICATE] == 2
     assert (other.bytes.seen, other.requests.mirrored, other.segments.sampled_out) == (10, 12, 14)
-    assert (other.events["flows"], other.answers["2xx"]) == (16, 18)
+    assert (other.events["flows"], other.responses["2xx"]) == (16, 18)
     assert other.latency.snapshot() == {"count": 2, "sum_s": 0.5, "buckets": {"0.3": 2}}
 
 

@@ -37,7 +37,7 @@ from tapmirror.source.ring import (
     ONCE_AT,
     RECORD,
     WANT_ALL,
-    WANT_ANSWERS,
+    WANT_RESPONSES,
     WINDOW,
     WINDOWS_AT,
     RingSource,
@@ -99,7 +99,7 @@ def test_the_configuration_has_the_layout_of_the_header() -> None:
     value = config.from_buffer_copy(content)
     names = ("threshold", "seed", "flags", "addr_count", "excluded_count", "dscp", "link_count", "client_count")
     assert [getattr(value, name) for name in names] == [1, 2, 3, 4, 5, 6, 0, 7]
-    assert (value.answer_bytes, value.probe) == (8, 9)
+    assert (value.response_bytes, value.probe) == (8, 9)
     assert bytes(value.addrs[15]) == b"a" * 16
     assert (bytes(value.excluded[0].addr), bytes(value.ports)) == (bytes(range(16)), b"p" * 8192)
     assert (value.links[1].ifindex, value.links[1].flags) == (7, 1)
@@ -128,7 +128,7 @@ def test_counters_and_flags_have_the_numbers_of_the_header() -> None:
     defined = constants()
     assert (defined["TAP_FROM_SERVER"], defined["TAP_ACCEPTED"]) == (FROM_SERVER, ACCEPTED)
     assert (defined["TAP_MULTIPATH"], defined["TAP_UNACCEPTED"]) == (MULTIPATH, UNACCEPTED)
-    assert (defined["TAP_WANT_ALL"], defined["TAP_WANT_ANSWERS"]) == (WANT_ALL, WANT_ANSWERS)
+    assert (defined["TAP_WANT_ALL"], defined["TAP_WANT_RESPONSES"]) == (WANT_ALL, WANT_RESPONSES)
     assert defined["TAP_MAX_WORKERS"] == loader.MAX_WORKERS
     assert defined["TAP_MAX_ADDRS"] == loader.MAX_ADDRS
     assert defined["TAP_MAX_CLIENTS"] == MAX_CLIENTS

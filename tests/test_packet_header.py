@@ -134,7 +134,7 @@ def test_urgent_pointer() -> None:
         ([], False),
     ],
 )
-def test_multipath_tcp_is_told_of_the_answer_to_a_syn(options: list[Any], multipath: bool) -> None:
+def test_multipath_tcp_is_told_of_the_reply_to_a_syn(options: list[Any], multipath: bool) -> None:
     for flags, told in (("SA", multipath), ("S", False), ("A", False)):
         assert read(ETHER / V4 / TCP(dport=80, flags=flags, options=options)).flags & MULTIPATH == MULTIPATH * told
     frame = bytes(ETHER / V4 / TCP(dport=80, flags="SA", options=options))

@@ -56,7 +56,7 @@ PACKETS: dict[str, tuple[Any, Any, int, int]] = {
     "6in4": (OUTER, V6, 0, 0),
     "4in6": (OUTER6, V4, 0, 0),
     "Teredo": (OUTER / UDP(sport=5, dport=3544), V6, 0, 0),
-    "Teredo, answer with indications": (
+    "Teredo, reply with indications": (
         OUTER / UDP(sport=3544, dport=5) / Raw(b"\0\1\2\3" + b"idkey" + bytes(9) + b"\0\0" + bytes(6)),
         V6,
         0,

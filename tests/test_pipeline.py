@@ -130,13 +130,13 @@ def test_nothing_is_excused_where_production_answered_or_may_have(end: int) -> N
     ],
 )
 def test_an_upload_that_was_answered_before_its_end_is_not_excused(head: bytes, rest: bytes) -> None:
-    """413, and closed when the rest was read: that acknowledges the answer."""
-    for answer, excused in ((len(GOOD), False), (0, True)):
+    """413, and closed when the rest was read: that acknowledges the response."""
+    for response, excused in ((len(GOOD), False), (0, True)):
         tap = Tap()
         tap.put(ACCEPTED, 0, ack=1)
         tap.put(ACK, 0, head, ack=1)
-        tap.put(ACK, len(head), rest, ack=1 + answer)
-        tap.server(1 + answer, FIN | ACK, ack=len(head + rest))
+        tap.put(ACK, len(head), rest, ack=1 + response)
+        tap.server(1 + response, FIN | ACK, ack=len(head + rest))
         assert (Excuse(1) in tap.said) is excused
 
 
@@ -207,7 +207,7 @@ def test_whether_production_had_answered_before_the_client_reset(answered: bool,
 @pytest.mark.parametrize("answered", [True, False])
 @pytest.mark.parametrize("with_data", [True, False])
 def test_whether_production_had_answered_before_the_end(answered: bool, with_data: bool) -> None:
-    """What ends with the data was sent before there was an answer to it."""
+    """What ends with the data was sent before there was a response to it."""
     tap = Tap(protocol=Protocol.RAW)
     tap.put(ACCEPTED, 0, ack=1)
     tap.put(ACK, 0, b"ping", ack=1)
@@ -259,7 +259,7 @@ def test_hole_in_a_request_breaks_it_and_the_next_turn_goes_on() -> None:
 
 
 def test_a_body_whose_head_was_lost_is_no_request() -> None:
-    """However much it looks like one, and though the head was the first to acknowledge the last answer."""
+    """However much it looks like one, and though the head was the first to acknowledge the last response."""
     tap = Tap()
     tap.put(ACCEPTED, 0)
     tap.put(ACK, 0, GET, ack=1)
@@ -349,7 +349,7 @@ def test_wait_marks_the_turns() -> None:
     assert tap.said == [
         Open(1, False, KEY),
         *(Send(1, b"a", 1, 0), Turn(1, 6), Send(1, b"b", 1, 0)),
-        *(Turn(1, 4), Send(1, b"c", 1, 0)),  # what that answer came to, and not both
+        *(Turn(1, 4), Send(1, b"c", 1, 0)),  # what that response came to, and not both
     ]
 
 
@@ -784,7 +784,7 @@ def test_nor_behind_an_empty_line() -> None:
     assert tap.fed == tap.settled()
 
 
-def test_a_request_that_was_held_until_its_answer_and_the_end_came_in_one_packet() -> None:
+def test_a_request_that_was_held_until_its_response_and_the_end_came_in_one_packet() -> None:
     tap = Tap()
     post = GET.replace(b"GET", b"POST")
     tap.put(ACK, 0, post, ack=1)
@@ -828,7 +828,7 @@ TUNNEL_HEAD = b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n"
     ],
 )
 @pytest.mark.parametrize("answered", [True, False])
-def test_whether_the_client_had_its_answer_is_told_also_where_production_closes_first(
+def test_whether_the_client_had_its_response_is_told_also_where_production_closes_first(
     protocol: Protocol, said: bytes, last: bytes, answered: bool
 ) -> None:
     tap = Tap(protocol=protocol)

@@ -78,9 +78,9 @@ def test_what_is_like_bytes_is_a_body_of_so_many(made: Any) -> None:
     assert found == head("POST / HTTP/1.1", "Content-Length: 4") + b"abcd"
 
 
-@pytest.mark.parametrize("answer", [1, "x", object(), (1, 2)])
-def test_what_is_no_answer_is_an_error(answer: object) -> None:
-    tried = Tried(lambda _: answer, hook="a:b")
+@pytest.mark.parametrize("result", [1, "x", object(), (1, 2)])
+def test_what_is_no_result_is_an_error(result: object) -> None:
+    tried = Tried(lambda _: result, hook="a:b")
     assert tried.ask(head()) == [None]
     assert tried.fates() == {"hook_error": 1}
     assert tried.ledgers[0].events["hook_errors"] == 1

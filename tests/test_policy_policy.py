@@ -168,7 +168,7 @@ def test_each_shadow_has_its_rewrite() -> None:
     assert tried.ask(head()) == [head(host="a:1"), head(host="shop.test-shadow"), head()]
 
 
-def test_a_new_method_says_whether_the_answer_has_a_body() -> None:
+def test_a_new_method_says_whether_the_response_has_a_body() -> None:
     tried = Tried(shadows=[{"to": "a:1", "rewrite": {"method": "HEAD"}}, {"to": "b:2", "rewrite": {"method": "GET"}}])
     flow = tried.open()
     tried.ask(head(), flow)

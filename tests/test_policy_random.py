@@ -168,7 +168,7 @@ class Shadows:
         if command.flags & END:
             whole, connection.under_way = connection.under_way, None
             assert not (problem := wrong(whole)), f"{problem}: {whole!r}"
-            assert bool(connection.flags & NO_BODY) == whole.startswith(b"HEAD "), "it has an answer of another kind"
+            assert bool(connection.flags & NO_BODY) == whole.startswith(b"HEAD "), "it has a response of another kind"
             self.got[command.target].append(whole)
 
 

@@ -34,14 +34,16 @@ def test_names_of_secrets_are_known_however_their_words_are_joined(name: str) ->
     head = b"POST /a?user[%b]=abc&x=1 HTTP/1.1\r\nHost: x\r\nX-Access-Token: abc\r\nContent-Type: a/json\r\n\r\n"
     head, _ = redactor.request(head % name.encode(), b"")
     assert head == b"POST /a?x=1 HTTP/1.1\r\nHost: x\r\nContent-Type: a/json\r\n\r\n"
-    answer = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n"
-    assert redactor.answer(answer, json.dumps({name: "abc"}).encode())[1] == f'{{"{name}":"(redacted)"}}'.encode()
+    response = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n"
+    assert redactor.response(response, json.dumps({name: "abc"}).encode())[1] == f'{{"{name}":"(redacted)"}}'.encode()
     assert redactor.field(f"body.user.{name}.first") == f"body.user.{name}"
 
 
-def test_answers_lose_the_same_and_keep_their_status_line() -> None:
+def test_responses_lose_the_same_and_keep_their_status_line() -> None:
     head = b"HTTP/1.1 404 Not Found\r\nSet-Cookie: sid=1\r\nContent-Type: application/json\r\n"
-    head, body = SampleRedactor([USUAL], b"k").answer(head + b"Content-Encoding: gzip\r\n\r\n", b'[{"password": "p"}]')
+    head, body = SampleRedactor([USUAL], b"k").response(
+        head + b"Content-Encoding: gzip\r\n\r\n", b'[{"password": "p"}]'
+    )
     assert head == b"HTTP/1.1 404 Not Found\r\nContent-Type: application/json\r\n\r\n"
     assert body == b'[{"password":"(redacted)"}]'
 
@@ -50,36 +52,36 @@ def test_the_code_of_an_error_is_shown_unless_a_rule_names_it() -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n"
     told = b'{"error":{"code":-32601,"data":{"code":"s3cret"}}}'
     shown = b'{"error":{"code":-32601,"data":{"code":"(redacted)"}}}'
-    assert SampleRedactor([USUAL], b"k").answer(head, told)[1] == shown
-    assert SampleRedactor([USUAL], b"k").answer(head, b'{"code":5}')[1] == b'{"code":"(redacted)"}'
+    assert SampleRedactor([USUAL], b"k").response(head, told)[1] == shown
+    assert SampleRedactor([USUAL], b"k").response(head, b'{"code":5}')[1] == b'{"code":"(redacted)"}'
     named = Redact(json={"**.code": "replace:gone"})
     for rules in ([USUAL, named], [named]):
-        assert SampleRedactor(rules, b"k").answer(head, told)[1] == (
+        assert SampleRedactor(rules, b"k").response(head, told)[1] == (
             b'{"error":{"code":"gone","data":{"code":"gone"}}}'
         )
 
 
 def test_texts_are_shown_as_they_are_unless_a_rule_forbids_it() -> None:
     head = b"HTTP/1.1 200 OK\nContent-Type: text/html\n\n"
-    assert SampleRedactor([USUAL], b"k").answer(head, b"<p>")[1] == b"<p>"
-    assert SampleRedactor([USUAL, Redact(privacy="strict")], b"k").answer(head, b"<p>")[1] is None
-    assert SampleRedactor([Redact(patterns={"[0-9]+": "#"})], b"k").answer(head, b"card 4111")[1] == b"card #"
+    assert SampleRedactor([USUAL], b"k").response(head, b"<p>")[1] == b"<p>"
+    assert SampleRedactor([USUAL, Redact(privacy="strict")], b"k").response(head, b"<p>")[1] is None
+    assert SampleRedactor([Redact(patterns={"[0-9]+": "#"})], b"k").response(head, b"card 4111")[1] == b"card #"
 
 
 def test_lines_and_events_of_json_lose_the_same() -> None:
     redactor = SampleRedactor([USUAL, Redact(patterns={"[0-9]{13}": "CARD"})], b"k")
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\n\r\n"
-    assert redactor.answer(head, b'{"pin":1}\n\n [{"a":2}]\n')[1] == b'{"pin":"(redacted)"}\n[{"a":2}]'
-    assert redactor.answer(head, b'{"pin":1}\n{"a":')[1] is None
-    assert redactor.answer(head, b'{}\n"pin":\n"1"')[1] is None
+    assert redactor.response(head, b'{"pin":1}\n\n [{"a":2}]\n')[1] == b'{"pin":"(redacted)"}\n[{"a":2}]'
+    assert redactor.response(head, b'{"pin":1}\n{"a":')[1] is None
+    assert redactor.response(head, b'{}\n"pin":\n"1"')[1] is None
     head = b"HTTP/1.1 200 OK\r\nContent-Type: Text/Event-Stream\r\n\r\n"
     body = (
         b'id: 4111111111111\ndata: {"pin":\nevent: x\ndata: 1}\n\n: pin\ndata: hello\n\ndata: {"pin": 1\n\ndata: [DONE]'
     )
-    assert redactor.answer(head, body)[1] == (
+    assert redactor.response(head, body)[1] == (
         b'id: CARD\nevent: x\ndata: {"pin":"(redacted)"}\n\n: pin\ndata: hello\n\ndata: (not shown)\n\ndata: [DONE]'
     )
-    assert SampleRedactor([Redact(privacy="strict")], b"k").answer(head, body)[1] is None
+    assert SampleRedactor([Redact(privacy="strict")], b"k").response(head, body)[1] is None
 
 
 @pytest.mark.parametrize(
@@ -101,53 +103,53 @@ def test_lines_and_events_of_json_lose_the_same() -> None:
 )
 def test_json_in_other_dress_is_not_shown_as_it_is(kind: str, body: bytes, want: bytes | None) -> None:
     head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\n\r\n".encode()
-    assert SampleRedactor([USUAL], b"k").answer(head, body)[1] == want
+    assert SampleRedactor([USUAL], b"k").response(head, body)[1] == want
 
 
 def test_what_a_body_is_goes_by_the_type_that_it_came_with() -> None:
     redactor = SampleRedactor([Redact(headers={"content-type": "remove"}, patterns={"x": "y"}), USUAL], b"k")
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
-    assert redactor.answer(head, b'data: {"pin":1}') == (b"HTTP/1.1 200 OK\r\n\r\n", b'data: {"pin":"(redacted)"}')
+    assert redactor.response(head, b'data: {"pin":1}') == (b"HTTP/1.1 200 OK\r\n\r\n", b'data: {"pin":"(redacted)"}')
 
 
 def test_rules_hold_of_lines_and_events_as_differences_in_them_are_named() -> None:
     rules = {"vault": "remove", "[].a.b": "remove", "[].data[].c": "remove"}
     redactor = SampleRedactor([Redact(json=rules)], b"k")
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\n\r\n"
-    assert redactor.answer(head, b'{"vault":1,"x":2}\n{"a":{"b":1,"c":2}}')[1] == b'{"x":2}\n{"a":{"c":2}}'
+    assert redactor.response(head, b'{"vault":1,"x":2}\n{"a":{"b":1,"c":2}}')[1] == b'{"x":2}\n{"a":{"c":2}}'
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
-    assert redactor.answer(head, b'data: [{"c":1}]\n\ndata: {"vault":{}}')[1] == b"data: [{}]\n\ndata: {}"
+    assert redactor.response(head, b'data: [{"c":1}]\n\ndata: {"vault":{}}')[1] == b"data: [{}]\n\ndata: {}"
     assert redactor.field("body[].data.vault.hunter2") == "body[].data.vault"
     assert redactor.field("body[].vault.hunter2") == "body[].vault"
     assert redactor.field("body[].x.vault.y") == "body[].x.vault.y"
 
 
-def test_fields_of_answers_are_known_however_they_are_written() -> None:
-    """Answers are read leniently: with white space before the colon, and fields that go on in the next line."""
+def test_fields_of_responses_are_known_however_they_are_written() -> None:
+    """Responses are read leniently: with white space before the colon, and fields that go on in the next line."""
     head = b"HTTP/1.1 200 OK\r\nSet-Cookie : sid=S\r\nX: y\r\n sid:S\r\nContent-Type\t: text/event-stream\r\n\r\n"
-    head, body = SampleRedactor([USUAL], b"k").answer(head, b'data: {"pin":1}')
+    head, body = SampleRedactor([USUAL], b"k").response(head, b'data: {"pin":1}')
     assert head == b"HTTP/1.1 200 OK\r\nX: y\r\nContent-Type: text/event-stream\r\n\r\n"
     assert body == b'data: {"pin":"(redacted)"}'
 
 
 def test_what_says_it_is_json_and_is_not_is_not_shown() -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n"
-    assert SampleRedactor([USUAL], b"k").answer(head, b'{"password": ')[1] is None
-    assert SampleRedactor([Redact(json={"a": "remove"}, body_bytes=3)], b"k").answer(head, b'{"a": 1}')[1] is None
+    assert SampleRedactor([USUAL], b"k").response(head, b'{"password": ')[1] is None
+    assert SampleRedactor([Redact(json={"a": "remove"}, body_bytes=3)], b"k").response(head, b'{"a": 1}')[1] is None
 
 
 @pytest.mark.parametrize("name", ["Location", "Content-Location"])
-def test_urls_in_answers_lose_what_queries_lose(name: str) -> None:
+def test_urls_in_responses_lose_what_queries_lose(name: str) -> None:
     head = f"HTTP/1.1 302 Found\r\n{name}: https://a/cb?code=S1&x=1 &token=S2#access_token=S3&y=2\r\n\r\n".encode()
-    shown, _ = SampleRedactor([USUAL], b"k").answer(head, b"")
+    shown, _ = SampleRedactor([USUAL], b"k").response(head, b"")
     assert shown == f"HTTP/1.1 302 Found\r\n{name}: https://a/cb?x=1%20#y=2\r\n\r\n".encode()
 
 
 def test_fields_with_more_queries_than_are_looked_into_are_left_out() -> None:
     redactor = SampleRedactor([USUAL], b"k")
     head = b"HTTP/1.1 200 OK\r\nLocation: /" + b"?a" * QUERIES + b"\r\nX: y\r\n"
-    assert redactor.answer(head + b"\r\n", b"")[0].count(b"?a") == QUERIES
-    shown, _ = redactor.answer(head + b"Link: </c>\r\nLink: </d?e>\r\nRefresh: /f\r\n\r\n", b"")
+    assert redactor.response(head + b"\r\n", b"")[0].count(b"?a") == QUERIES
+    shown, _ = redactor.response(head + b"Link: </c>\r\nLink: </d?e>\r\nRefresh: /f\r\n\r\n", b"")
     assert b"</c>" in shown
     assert b"d?e" not in shown
     assert b"Refresh: /f" in shown
@@ -157,13 +159,13 @@ def test_sessions_in_paths_are_nowhere() -> None:
     redactor = SampleRedactor([USUAL], b"k")
     head, _ = redactor.request(b"GET /a;jsessionid=7AB.n1;v=2?x=1 HTTP/1.1\r\nHost: x\r\n\r\n", b"")
     assert head.startswith(b"GET /a;v=2?x=1 HTTP/1.1\r\n")
-    head, _ = redactor.answer(b"HTTP/1.1 302 Found\r\nLocation: http://h/b;JSESSIONID=7AB?x=1\r\n\r\n", b"")
+    head, _ = redactor.response(b"HTTP/1.1 302 Found\r\nLocation: http://h/b;JSESSIONID=7AB?x=1\r\n\r\n", b"")
     assert b"\r\nLocation: http://h/b?x=1\r\n" in head
 
 
 def test_links_and_refresh_lose_the_same() -> None:
     head = b"HTTP/1.1 200 OK\r\nLink: </a?sid=S&p=2>; rel=next, </b?p=3>\r\nRefresh: 5; url=/c?token=S\r\n\r\n"
-    shown, _ = SampleRedactor([USUAL], b"k").answer(head, b"")
+    shown, _ = SampleRedactor([USUAL], b"k").response(head, b"")
     assert shown == b"HTTP/1.1 200 OK\r\nLink: </a?p=2>; rel=next, </b?p=3>\r\nRefresh: 5; url=/c\r\n\r\n"
 
 
@@ -178,7 +180,7 @@ def test_any_bytes_may_come(head: bytes, body: bytes) -> None:
     redactor = SampleRedactor([USUAL, Redact(privacy="strict", patterns={"[0-9]+": "#"})], b"k")
     for each in (head, head + b"\r\n\r\n", HEAD + head):
         redactor.request(each, body)
-        redactor.answer(each, body)
+        redactor.response(each, body)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +244,7 @@ def quoted(value: Any, times: int) -> Any:
 def test_json_in_texts_of_json_is_looked_into(value: Any, shown: Any) -> None:
     redactor = SampleRedactor([USUAL, Redact(json={"user.name": "remove"})], b"k")
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n"
-    found = redactor.answer(head, json.dumps(value).encode())[1]
+    found = redactor.response(head, json.dumps(value).encode())[1]
     assert found is not None
     assert json.loads(found) == (value if shown is None else shown)
 

@@ -44,7 +44,7 @@ def test_the_first_success_ends_it() -> None:
     assert backoff.allows(1.0, 1.0)
 
 
-def test_an_attempt_without_an_answer_counts_for_others() -> None:
+def test_an_attempt_without_a_reply_counts_for_others() -> None:
     backoff = Backoff(5.0)
     assert backoff.allows(UNANSWERED - 0.01, 0.0)
     assert not backoff.pause

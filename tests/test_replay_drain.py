@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers are read under a reactor, from real sockets: when, how much, and what their end means."""
+"""Responses are read under a reactor, from real sockets: when, how much, and what their end means."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from replay_bench import CLOSE, GET, OK, POST, RESET, WHOLE, Bench
 from tapmirror.compare.pairing import Conversation
 from tapmirror.events import END, START, Open, Send
 from tapmirror.exchange import Asked
-from tapmirror.framing.answers import ReaderBounds, ResponseMemory
+from tapmirror.framing.response_content import ReaderBounds, ResponseMemory
 from tapmirror.replay import drain
-from tapmirror.replay.answers import LOOK_BYTES
 from tapmirror.replay.observer import Clock
 from tapmirror.replay.observers import Observers
 from tapmirror.replay.reactor import LAZY_AFTER
+from tapmirror.replay.responses import LOOK_BYTES
 from test_compare_pairing import Outcomes
 from test_replay_observer import Talk
 
@@ -54,7 +54,7 @@ def test_what_was_answered_before_a_connection_broke_counts_where_a_request_find
     bench.send(1, GET % 1)
     again = bench.accept()
     assert bench.read(again, len(GET % 1)) == GET % 1
-    assert bench.ledger.answers == {"2xx": 1 + LAZY_AFTER}
+    assert bench.ledger.responses == {"2xx": 1 + LAZY_AFTER}
     for number in range(LAZY_AFTER):
         bench.send(1, GET % number)
     bench.send(1, GET % 2)  # after so many it waits
@@ -67,7 +67,9 @@ def test_what_was_answered_before_a_connection_broke_counts_where_a_request_find
 
 @pytest.mark.parametrize("timed", [True, False])
 def test_what_was_answered_is_read_before_a_timed_request_goes(timed: bool) -> None:
-    """Clients that ask as fast as production answers have many requests in one turn: each answer has its own stamp."""
+    """Clients that ask as fast as production answers have many requests in one turn: each response has its own
+    stamp.
+    """
     talk: Any = Talk()
     talk.timed = timed
     with Bench(observers=Observers({1: talk}.get, 0, Clock(), Counter())) as bench:
@@ -79,9 +81,9 @@ def test_what_was_answered_is_read_before_a_timed_request_goes(timed: bool) -> N
             sock.sendall(OK)
             _arrived(bench)
             _ask(bench, number)
-        assert [data for data, _ in talk.answers] == [OK] * 3 * timed
+        assert [data for data, _ in talk.responses] == [OK] * 3 * timed
         if timed:
-            assert talk.answers[0][1] < talk.stamps[2] < talk.answers[1][1] < talk.stamps[3] < talk.answers[2][1]
+            assert talk.responses[0][1] < talk.stamps[2] < talk.responses[1][1] < talk.stamps[3] < talk.responses[2][1]
 
 
 @pytest.mark.parametrize("end", ["said", "reset"])
@@ -102,7 +104,7 @@ def test_what_that_finds_to_be_closed_is_not_sent_on(end: str) -> None:
         assert bench.read(bench.accept(), len(GET % 2)) == GET % 2
 
 
-def test_answers_are_timed_on_new_connections_and_on_busy_ones(bench: Bench) -> None:
+def test_responses_are_timed_on_new_connections_and_on_busy_ones(bench: Bench) -> None:
     """Connecting is not in a time; one request of a connection at a time; a busy one is woken for what is timed."""
     bench.give(Open(1, True))
     bench.send(1, GET % 0)
@@ -118,7 +120,7 @@ def test_answers_are_timed_on_new_connections_and_on_busy_ones(bench: Bench) -> 
     assert bench.ledger.latency.snapshot() == {"count": 11, "sum_s": 2.75, "buckets": {"0.3": 11}}
 
 
-def test_an_answer_is_timed_also_where_the_shadow_closes_after_it(bench: Bench) -> None:
+def test_a_response_is_timed_also_where_the_shadow_closes_after_it(bench: Bench) -> None:
     sock = bench.open()
     bench.send(1, POST, START)
     bench.now += 5.0  # the client takes its time
@@ -132,7 +134,7 @@ def test_an_answer_is_timed_also_where_the_shadow_closes_after_it(bench: Bench) 
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "response",
     [
         b"\0\xff garbage " * 10_000,
         b"HTTP/1.1 200 OK\r\nX: " + b"a" * 1_000_000,
@@ -145,12 +147,12 @@ def test_an_answer_is_timed_also_where_the_shadow_closes_after_it(bench: Bench) 
     ],
     ids=["garbage", "endless head", "chunks", "length", "long body", "too many", "status", "interim"],
 )
-def test_answers_are_discarded_whatever_they_are(bench: Bench, answer: bytes) -> None:
+def test_responses_are_discarded_whatever_they_are(bench: Bench, response: bytes) -> None:
     sock = bench.open()
     bench.send(1, GET % 1)
     bench.read(sock, len(GET % 1))
     sock.setblocking(False)
-    left = memoryview(answer)
+    left = memoryview(response)
     end = time.monotonic() + 60
     with contextlib.suppress(ConnectionError):
         while left and time.monotonic() < end:
@@ -180,7 +182,7 @@ def _unread(bench: Bench) -> list[int]:
     return found
 
 
-def test_answers_take_a_bounded_part_of_a_turn_and_connections_take_turns(
+def test_responses_take_a_bounded_part_of_a_turn_and_connections_take_turns(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Chunks of one byte take 40 ms for each 64 KiB: the capture would wait for a hostile shadow."""
@@ -213,7 +215,7 @@ TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length:
 
 @pytest.mark.parametrize("end", ["read before", "found by sending", "found by sending the first"])
 def test_the_word_about_an_idle_connection_is_compared_with_nothing(end: str) -> None:
-    """Of the request that finds it nothing went: it is asked again, and what answers it then is its answer."""
+    """Of the request that finds it nothing went: it is asked again, and what answers it then is its response."""
     outcomes = Outcomes()
     talk = Conversation(
         ReaderBounds(head_bytes=4096, hash_bytes=1 << 20, awaited=100), ResponseMemory(1 << 20), outcomes, False
@@ -254,7 +256,7 @@ def test_the_word_about_an_idle_connection_is_compared_with_nothing(end: str) ->
         assert bench.read(again, len(GET % 2)) == GET % 2
         again.sendall(OK)
         bench.until(lambda: 2 in [pair.asked.number for pair in outcomes.pairs])
-        assert bench.ledger.answers == {"2xx": 2}
-    assert {reply.answer.status for pair in outcomes.pairs for reply in pair.replies.values()} == {200}
+        assert bench.ledger.responses == {"2xx": 2}
+    assert {delivery.response.status for pair in outcomes.pairs for delivery in pair.deliveries.values()} == {200}
     assert [pair.left_out for pair in outcomes.pairs] == [{}] * len(outcomes.pairs)
     assert outcomes.lost == []

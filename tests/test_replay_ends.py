@@ -27,7 +27,7 @@ from tapmirror.spec import Pacing
 from test_replay_observer import Talk
 
 
-def test_a_flow_that_ended_while_it_was_connected_is_closed_with_its_last_answer(bench: Bench) -> None:
+def test_a_flow_that_ended_while_it_was_connected_is_closed_with_its_last_response(bench: Bench) -> None:
     """However many requests waited: no sweep is needed."""
     bench.give(Open(1, True))
     for _ in range(LAZY_AFTER):
@@ -40,7 +40,7 @@ def test_a_flow_that_ended_while_it_was_connected_is_closed_with_its_last_answer
     assert bench.reactor.idle()
 
 
-def test_an_ended_flow_waits_for_its_answers_but_not_for_ever() -> None:
+def test_an_ended_flow_waits_for_its_responses_but_not_for_ever() -> None:
     with Bench(linger_time=2.0) as bench:
         sock = bench.open()
         bench.send(1, GET % 1)
@@ -51,7 +51,7 @@ def test_an_ended_flow_waits_for_its_answers_but_not_for_ever() -> None:
         bench.iterate(0.2)
         assert bench.reactor.idle()
         assert bench.ledger.events["lingered_out"] == 1
-        assert bench.ledger.answers["unanswered"] == 1
+        assert bench.ledger.responses["unanswered"] == 1
 
 
 def test_what_the_shadow_has_at_the_end_of_the_tap_is_under_way_and_not_unsent() -> None:
@@ -66,7 +66,7 @@ def test_what_the_shadow_has_at_the_end_of_the_tap_is_under_way_and_not_unsent()
 
 
 @pytest.mark.parametrize("order", ["open send finish open send finish", "open send open send finish finish"])
-def test_a_flow_that_is_opened_again_while_an_answer_is_due_keeps_its_connection(bench: Bench, order: str) -> None:
+def test_a_flow_that_is_opened_again_while_a_response_is_due_keeps_its_connection(bench: Bench, order: str) -> None:
     """As second copies of requests come, of a flow that has ended."""
     number = 0
     for word in order.split():
@@ -79,10 +79,10 @@ def test_a_flow_that_is_opened_again_while_an_answer_is_due_keeps_its_connection
     assert bench.read(sock, len(GET % 1) * 2) == GET % 1 + GET % 2
     sock.sendall(OK)
     bench.iterate()
-    assert not bench.reactor.idle(), "the second answer is due"
+    assert not bench.reactor.idle(), "the second response is due"
     sock.sendall(OK)
     bench.until(bench.reactor.idle)
-    assert bench.ledger.answers == {"2xx": 2}
+    assert bench.ledger.responses == {"2xx": 2}
     assert sock.recv(1) == b""
 
 
@@ -164,7 +164,7 @@ def test_a_request_that_was_cut_off_never_looks_whole(bench: Bench) -> None:
     again = bench.accept()
     assert bench.read(again, len(GET % 2)) == GET % 2
     assert bench.dropped() == {DropReason.GAP: 1}
-    assert not bench.ledger.answers["unanswered"]
+    assert not bench.ledger.responses["unanswered"]
 
 
 CUT: Final = b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nabc"
@@ -178,7 +178,7 @@ def waits(sock: socket.socket, bench: Bench) -> bool:
 
 @pytest.mark.parametrize("busy", [False, True])
 @pytest.mark.parametrize("over", [False, True])
-def test_a_connection_is_cut_off_behind_the_answers_to_what_went_before(bench: Bench, over: bool, busy: bool) -> None:
+def test_a_connection_is_cut_off_behind_the_responses_to_what_went_before(bench: Bench, over: bool, busy: bool) -> None:
     """A busy one does not wake us for each of them."""
     sock = bench.open()
     others = LAZY_AFTER + 2 if busy else 1
@@ -195,10 +195,10 @@ def test_a_connection_is_cut_off_behind_the_answers_to_what_went_before(bench: B
     sock.sendall(OK)
     assert waits(sock, bench)
     sock.sendall(OK)
-    bench.until(lambda: bench.ledger.answers["2xx"] == others + 2)
+    bench.until(lambda: bench.ledger.responses["2xx"] == others + 2)
     assert ended(sock) == "reset"
     assert bench.dropped() == {DropReason.INCOMPLETE: 1}
-    assert not bench.ledger.answers["unanswered"]
+    assert not bench.ledger.responses["unanswered"]
     assert bench.reactor.idle()
 
 
@@ -216,7 +216,7 @@ def test_what_follows_a_request_that_was_cut_off_waits_and_goes_over_a_new_conne
     assert bench.read(again, len(GET % 2)) == GET % 2
     assert ended(sock) == "reset"
     again.sendall(OK)
-    bench.until(lambda: bench.ledger.answers["2xx"] == 3)
+    bench.until(lambda: bench.ledger.responses["2xx"] == 3)
     bench.send(1, GET % 3)
     assert bench.read(again, len(GET % 3)) == GET % 3
 
@@ -234,7 +234,7 @@ def test_of_a_connection_that_is_cut_off_what_is_not_answered_in_time_is_unanswe
         bench.iterate(2.0)
         assert ended(sock) == "reset"
         assert bench.dropped() == {DropReason.INCOMPLETE: 1}
-        assert bench.ledger.answers["unanswered"] == 1
+        assert bench.ledger.responses["unanswered"] == 1
 
 
 def test_a_shadow_that_ends_a_connection_before_it_is_cut_off_left_the_whole_requests_unanswered(bench: Bench) -> None:
@@ -246,7 +246,7 @@ def test_a_shadow_that_ends_a_connection_before_it_is_cut_off_left_the_whole_req
     bench.read(sock, len(GET % 1 + GET % 2 + CUT))
     sock.sendall(OK)
     sock.close()
-    bench.until(lambda: bench.ledger.answers["unanswered"] == 1)
+    bench.until(lambda: bench.ledger.responses["unanswered"] == 1)
     assert bench.dropped() == {DropReason.GAP: 1}
     bench.send(1, GET % 3)
     assert bench.read(bench.accept(), len(GET % 3)) == GET % 3
@@ -254,7 +254,7 @@ def test_a_shadow_that_ends_a_connection_before_it_is_cut_off_left_the_whole_req
 
 @pytest.mark.parametrize("way", ["lost", "too long"])
 def test_what_was_answered_before_a_connection_is_torn_counts(way: str) -> None:
-    """A busy connection does not wake us for each of its answers."""
+    """A busy connection does not wake us for each of its responses."""
     with Bench(queue_bytes=100_000) as bench:
         sock = bench.open()
         for number in range(1, 60):
@@ -269,7 +269,7 @@ def test_what_was_answered_before_a_connection_is_torn_counts(way: str) -> None:
         while not bench.dropped():
             bench.send(1, bytes(60_000), 0)
         assert ended(sock) == "reset"
-        assert (bench.ledger.answers["2xx"], bench.ledger.answers["unanswered"]) == (60, 0)
+        assert (bench.ledger.responses["2xx"], bench.ledger.responses["unanswered"]) == (60, 0)
 
 
 @pytest.mark.parametrize("how", ["fin", "rst"])
@@ -298,7 +298,7 @@ def test_nothing_is_sent_twice(bench: Bench) -> None:
     sock.close()
     again = bench.accept()
     assert bench.read(again, len(GET % 3)) == GET % 3
-    assert bench.ledger.answers["unanswered"] == 1
+    assert bench.ledger.responses["unanswered"] == 1
     assert bench.dropped() == {DropReason.SHADOW_CLOSED: 1}
 
 
@@ -366,7 +366,7 @@ def silent(sock: socket.socket, bench: Bench, seconds: float) -> bool:
 @pytest.mark.parametrize("early", [True, False], ids=["answered before", "answered after"])
 @pytest.mark.parametrize("asked", [0, 1, 2])
 @pytest.mark.parametrize("how", ["eof", "reset"])
-def test_an_end_waits_for_the_answer_if_production_had_answered(
+def test_an_end_waits_for_the_response_if_production_had_answered(
     bench: Bench, early: bool, asked: int, how: str
 ) -> None:
     """Servers may give up what they have under way when they see their client's end."""
@@ -392,7 +392,7 @@ def test_an_end_waits_for_the_answer_if_production_had_answered(
     assert bench.reactor.next_deadline() != 0.0
 
 
-def test_an_answer_that_came_just_before_the_last_bytes_went_is_not_theirs(
+def test_a_response_that_came_just_before_the_last_bytes_went_is_not_theirs(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the stamps of the kernel, which are some milliseconds apart, it may be: a lock-step dialogue."""
@@ -411,7 +411,7 @@ def test_an_answer_that_came_just_before_the_last_bytes_went_is_not_theirs(
     assert ended(sock) == "eof"
 
 
-def test_a_half_close_to_which_no_answer_is_due_is_passed_on_at_once(bench: Bench) -> None:
+def test_a_half_close_to_which_no_response_is_due_is_passed_on_at_once(bench: Bench) -> None:
     sock = bench.open(http=False)
     bench.send(1, b"ping", 0)
     bench.read(sock, 4)
@@ -467,7 +467,7 @@ def test_a_half_close_does_not_wait_for_ever() -> None:
 
 
 @pytest.mark.parametrize(("end", "kind"), [(Finish(1), "eof"), (Abort(1, GIVEN_UP, True), "reset")])
-def test_the_end_of_a_raw_stream_follows_what_waited_in_vain_for_an_answer(end: Any, kind: str) -> None:
+def test_the_end_of_a_raw_stream_follows_what_waited_in_vain_for_a_response(end: Any, kind: str) -> None:
     """At once: a shadow that answers the end only says nothing before it."""
     with Bench(pacing=Pacing.WAIT, wait_time=2.0, linger_time=60.0) as bench:
         sock = bench.open(http=False)
@@ -488,7 +488,7 @@ def test_what_went_in_part_at_the_end_is_dropped_and_not_unanswered_too(bench: B
     bench.send(1, b"POST / HTTP/1.1\r\nContent-Length: 9000000\r\n\r\n" + bytes(9_000_000))
     bench.reactor.close(DropReason.SHUTDOWN)
     assert bench.dropped() == {DropReason.SHUTDOWN: 1}
-    assert bench.ledger.answers["unanswered"] == 1
+    assert bench.ledger.responses["unanswered"] == 1
 
 
 def test_closing_settles_everything(bench: Bench) -> None:
@@ -557,7 +557,7 @@ def test_what_production_leaves_unanswered_the_shadow_may(bench: Bench, first: s
         if first == "shadow":
             bench.give(Excuse(flow))
         bench.give(Finish(flow))
-    assert bench.ledger.answers["unanswered"] == bench.ledger.events[UNANSWERED_ALIKE] == 2 * FRUITLESS
+    assert bench.ledger.responses["unanswered"] == bench.ledger.events[UNANSWERED_ALIKE] == 2 * FRUITLESS
     assert not bench.dropped() and not bench.ledger.events[CONNECT_SILENT]
 
 
@@ -590,13 +590,13 @@ def test_an_excuse_is_for_the_last_request_alone(bench: Bench) -> None:
     bench.iterate()
     sock.close()
     bench.until(lambda: bench.reactor._lanes[1].sock is None)
-    assert bench.ledger.answers == {"2xx": 1, "unanswered": 1}
+    assert bench.ledger.responses == {"2xx": 1, "unanswered": 1}
     assert not bench.ledger.events[UNANSWERED_ALIKE]
 
 
 @pytest.mark.parametrize("reset", [True, False], ids=["reset", "closed"])
 def test_raw_streams_that_the_shadow_ends_are_no_failure(bench: Bench, reset: bool) -> None:
-    """Of protocols without answers nothing ever comes, and the server may close first."""
+    """Of protocols without responses nothing ever comes, and the server may close first."""
     for flow in range(2 * FRUITLESS):
         broken_off(bench, flow, http=False, reset=reset)
 
@@ -604,7 +604,7 @@ def test_raw_streams_that_the_shadow_ends_are_no_failure(bench: Bench, reset: bo
 
 
 def answered_and_closed(bench: Bench, flow: int) -> None:
-    """A flow that production ends after its answer."""
+    """A flow that production ends after its response."""
     bench.open(flow)
     bench.give(Finish(flow))
     assert flow not in bench.reactor._lanes
@@ -652,11 +652,11 @@ def test_who_answers_again_is_tried_by_all(bench: Bench) -> None:
     assert connects(bench, 102) and connects(bench, 103)
 
 
-def test_one_answer_among_the_broken_is_enough(bench: Bench) -> None:
+def test_one_response_among_the_broken_is_enough(bench: Bench) -> None:
     for flow in range(FRUITLESS - 1):
         broken_off(bench, flow)
     bench.open(100).close()
-    broken_off(bench, 101, reset=False)  # its answer came before: it counts, but as the first
+    broken_off(bench, 101, reset=False)  # its response came before: it counts, but as the first
     bench.iterate()
 
     assert connects(bench, 102)

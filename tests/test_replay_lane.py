@@ -188,7 +188,7 @@ def test_the_last_request_is_torn_only_if_some_of_it_went() -> None:
     torn.check()
 
 
-def test_the_last_request_is_torn_if_its_answer_is_expected_and_nothing_of_it_went() -> None:
+def test_the_last_request_is_torn_if_its_response_is_expected_and_nothing_of_it_went() -> None:
     books = Books()
     books.requests, books.bytes = 1, 10
     books.lane.sent_in_part(bytes(10), 10, START, 0)

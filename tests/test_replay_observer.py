@@ -19,8 +19,8 @@ from tapmirror.events import END, NO_BODY, START, TUNNEL
 from tapmirror.exchange import Unpaired
 from tapmirror.framing import HeadMemory, ResponseFramer
 from tapmirror.ledger import Ledger
-from tapmirror.replay.answers import LAZY_BYTES, Answers
 from tapmirror.replay.observer import MSG_ERRQUEUE, OWED, SO_TIMESTAMPING, STAMPS, Clock, Observer
+from tapmirror.replay.responses import LAZY_BYTES, Responses
 
 WHOLE = START | END
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -33,7 +33,7 @@ class Talk:
         self.asks: list[int] = []
         self.stamps: dict[int, int] = {}
         self.rtts: list[tuple[int, int]] = []
-        self.answers: list[tuple[bytes, int]] = []
+        self.responses: list[tuple[bytes, int]] = []
         self.skipped = 0
         self.skippable = 0
         self.timed = True
@@ -44,9 +44,9 @@ class Talk:
         self.unfollowed = 0
         self.reasons: list[Unpaired] = []
 
-    def follow(self, target: int, owed: tuple[int, ...], answers: int) -> None:
+    def follow(self, target: int, owed: tuple[int, ...], responses: int) -> None:
         self.owed.append(owed)
-        self.before.append(answers)
+        self.before.append(responses)
 
     def owes(self, target: int) -> bool:
         return self.owing
@@ -72,7 +72,7 @@ class Talk:
         self.rtts.append((rtt_ns, least_ns))
 
     def shadow_data(self, target: int, data: Any, time_ns: int) -> None:
-        self.answers.append((bytes(data), time_ns))
+        self.responses.append((bytes(data), time_ns))
 
     def shadow_gap(self, target: int, size: int, time_ns: int) -> None:
         self.skipped += size
@@ -108,7 +108,7 @@ class Line:
         self.observer.connected()
         self.framer = ResponseFramer(4096, HeadMemory(1 << 20))
         self.ledger = Ledger()
-        self.answers = Answers(self.ledger, paced=False)
+        self.responses = Responses(self.ledger, paced=False)
         self.lane: Any = SimpleNamespace(
             sock=self.sock,
             framer=self.framer,
@@ -133,7 +133,7 @@ class Line:
         poll = select.poll()  # select(2) takes a stamp in the error queue for something to read
         poll.register(self.sock, select.POLLIN)
         until(lambda: any(found & select.POLLIN for _, found in poll.poll(0)), "something to read")
-        return self.observer.read(self.lane, self.sock, self.answers)[1]
+        return self.observer.read(self.lane, self.sock, self.responses)[1]
 
     def close(self) -> None:
         self.sock.close()
@@ -172,11 +172,11 @@ def test_stamps_lie_between_the_calls(line: Line) -> None:
         line.shadow.sendall(OK)
         answered = time.monotonic_ns()
         assert line.read() == len(OK)
-        data, stamp = line.talk.answers[-1]
+        data, stamp = line.talk.responses[-1]
         assert data == OK
         assert sent < stamp <= answered, "when it came, not when it was read"
     assert line.events == {}
-    assert line.ledger.answers == {"2xx": 3}
+    assert line.ledger.responses == {"2xx": 3}
     smoothed, least = line.talk.rtts[0]
     assert 0 < least <= smoothed
 
@@ -206,12 +206,12 @@ def test_what_is_no_http_is_counted_once(line: Line) -> None:
     for _ in range(3):
         line.shadow.sendall(b"garbage")
         assert line.read() == 7
-    assert line.ledger.answers == {"garbage": 1}
-    assert len(line.talk.answers) == 3, "all of it is told"
+    assert line.ledger.responses == {"garbage": 1}
+    assert len(line.talk.responses) == 3, "all of it is told"
 
 
 def test_the_least_round_trip_is_the_networks_and_not_the_shadows(line: Line) -> None:
-    """Who answers at once acknowledges with the answer: the smoothed one has that time in it."""
+    """Who answers at once acknowledges with the response: the smoothed one has that time in it."""
     for number in range(1, 30):
         line.ask(number)
         line.shadow.recv(1000)
@@ -246,7 +246,7 @@ def test_bodies_that_do_not_matter_are_discarded_in_the_kernel(line: Line) -> No
     skipped = line.read()
     assert line.talk.skipped == skipped > 0
     assert line.framer.skippable() == 300_000 - skipped
-    assert len(line.talk.answers) == 1
+    assert len(line.talk.responses) == 1
 
 
 def test_no_request_waits_for_an_acknowledgement(line: Line) -> None:
@@ -266,8 +266,8 @@ def test_a_request_that_is_not_timed_asks_for_no_stamp(line: Line) -> None:
         line.sock.recvmsg(0, 1000, MSG_ERRQUEUE)
 
 
-def test_a_busy_connection_is_woken_at_once_only_for_answers_that_are_timed(line: Line) -> None:
-    line.answers.settle_in(line.lane)
+def test_a_busy_connection_is_woken_at_once_only_for_responses_that_are_timed(line: Line) -> None:
+    line.responses.settle_in(line.lane)
     line.talk.timed = False
     line.ask(1)
     assert (line.lane.lazy, low_water(line)) == (True, LAZY_BYTES)
@@ -276,24 +276,24 @@ def test_a_busy_connection_is_woken_at_once_only_for_answers_that_are_timed(line
     assert (line.lane.lazy, low_water(line)) == (False, 1)
     line.talk.timed = False
     line.ask(3)
-    assert not line.lane.lazy, "the second one's answer is not there yet"
+    assert not line.lane.lazy, "the second one's response is not there yet"
     line.shadow.sendall(OK * 3)
     line.read()
-    assert line.ledger.answers == {"2xx": 3}
-    assert line.talk.answers[0][1] <= time.monotonic_ns()
+    assert line.ledger.responses == {"2xx": 3}
+    assert line.talk.responses[0][1] <= time.monotonic_ns()
     line.ask(4)
     assert (line.lane.lazy, low_water(line)) == (True, LAZY_BYTES)
 
 
-def test_where_turns_wait_for_answers_each_wakes_us(line: Line) -> None:
-    Answers(line.ledger, paced=True).settle_in(line.lane)
+def test_where_turns_wait_for_responses_each_wakes_us(line: Line) -> None:
+    Responses(line.ledger, paced=True).settle_in(line.lane)
     line.talk.timed = False
     line.ask(1)
     assert not line.lane.lazy and low_water(line) == 1
 
 
 def test_a_connection_that_is_about_to_end_is_not_made_to_wait(line: Line) -> None:
-    line.answers.settle_in(line.lane)
+    line.responses.settle_in(line.lane)
     line.lane.finishing = True
     line.talk.timed = False
     line.ask(1)
@@ -314,8 +314,8 @@ def listens(line: Line) -> bool:
     return observing
 
 
-def test_it_listens_from_a_request_that_is_compared_until_its_answer_has_come(line: Line) -> None:
-    line.answers.settle_in(line.lane)
+def test_it_listens_from_a_request_that_is_compared_until_its_response_has_come(line: Line) -> None:
+    line.responses.settle_in(line.lane)
     line.observer.start_or_stop(line.lane, 0)
     assert not listens(line) and low_water(line) == LAZY_BYTES
     line.framer.expect(0)
@@ -344,7 +344,7 @@ def test_it_begins_to_listen_to_a_connection_that_the_shadow_has_just_reset(line
     assert line.talk.asks == [1]
 
 
-def test_it_does_not_begin_to_listen_amid_an_answer(line: Line) -> None:
+def test_it_does_not_begin_to_listen_amid_a_response(line: Line) -> None:
     line.framer.expect(0)
     line.framer.feed(memoryview(OK[:20]))
     line.observer.start_or_stop(line.lane, 5)
@@ -366,9 +366,9 @@ def test_stamps_are_of_their_requests_when_it_listens_again(line: Line) -> None:
     assert line.events == {}
 
 
-def test_a_busy_connection_does_not_owe_many_answers(line: Line) -> None:
+def test_a_busy_connection_does_not_owe_many_responses(line: Line) -> None:
     """However short they are."""
-    line.answers.settle_in(line.lane)
+    line.responses.settle_in(line.lane)
     line.talk.timed = False
     for number in range(1, OWED + 1):
         line.ask(number)

@@ -128,7 +128,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 def asked_in_one_tick(sock: socket.socket, peer: socket.socket) -> bool:
-    """An answer comes, something is sent; whether the kernel's clock tells one from the other (`tcp_info`)."""
+    """A response comes, something is sent; whether the kernel's clock tells one from the other (`tcp_info`)."""
     peer.send(b"pong")
     select.select([sock], [], [])
     sock.send(b"ping")
@@ -137,7 +137,7 @@ def asked_in_one_tick(sock: socket.socket, peer: socket.socket) -> bool:
 
 
 @pytest.mark.parametrize("same", [True, False])
-def test_an_answer_of_the_tick_in_which_was_sent_counts_after_a_longer_silence(
+def test_a_response_of_the_tick_in_which_was_sent_counts_after_a_longer_silence(
     pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch, same: bool
 ) -> None:
     """And one that came before does not count."""

@@ -76,7 +76,7 @@ class Connection:
         """The reactor closed it first, and not with a reset: what came is taken for all."""
 
     def owed(self) -> int:
-        """Requests that were read, the last perhaps in part, and have no answer yet."""
+        """Requests that were read, the last perhaps in part, and have no response yet."""
         return self.got.count(b" HTTP/1.1\r\n") - self.answered
 
 

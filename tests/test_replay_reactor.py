@@ -35,7 +35,7 @@ def packets_out(sock: Any) -> int:
 # --- the usual
 
 
-def test_requests_go_in_their_order_and_answers_are_counted(bench: Bench) -> None:
+def test_requests_go_in_their_order_and_responses_are_counted(bench: Bench) -> None:
     sock = bench.open()
     for number in range(1, 51):
         bench.send(1, GET % number)
@@ -43,7 +43,7 @@ def test_requests_go_in_their_order_and_answers_are_counted(bench: Bench) -> Non
     assert bench.read(sock, len(wanted)) == wanted
     sock.sendall(OK * 50)
     bench.iterate(1.1)  # few bytes on a busy connection are read by the sweep
-    assert bench.ledger.answers == {"2xx": 51}
+    assert bench.ledger.responses == {"2xx": 51}
     bench.give(Finish(1))
     bench.iterate()
     assert ended(sock) == "eof"
@@ -53,7 +53,7 @@ def test_requests_go_in_their_order_and_answers_are_counted(bench: Bench) -> Non
 
 @pytest.mark.parametrize("way", ["whole", "in parts", "queued"])
 def test_a_connection_is_busy_after_some_requests_however_they_went(bench: Bench, way: str) -> None:
-    """Its answers wake us no more, each of them, and what is sent goes at once."""
+    """Its responses wake us no more, each of them, and what is sent goes at once."""
     parts = [(POST, START), (b"xy", END)] if way == "in parts" else [(GET % 1, WHOLE)]
     bench.give(Open(1, True))
     found = []
@@ -70,7 +70,7 @@ def test_a_connection_is_busy_after_some_requests_however_they_went(bench: Bench
 
 
 @pytest.mark.parametrize("queued", [False, True])
-def test_a_connection_whose_answers_are_compared_is_busy_after_as_many(queued: bool) -> None:
+def test_a_connection_whose_responses_are_compared_is_busy_after_as_many(queued: bool) -> None:
     talk: Any = Talk()
     with Bench(observers=Observers({1: talk}.get, 0, Clock(), Counter())) as bench:
         bench.give(Open(1, True))
@@ -159,7 +159,7 @@ def test_requests_before_the_connection_stands_wait(bench: Bench) -> None:
 # --- a shadow that leaves
 
 
-def test_an_answer_that_says_close_is_believed(bench: Bench) -> None:
+def test_a_response_that_says_close_is_believed(bench: Bench) -> None:
     sock = bench.open()
     bench.send(1, GET % 1)
     bench.read(sock, len(GET % 1))
@@ -171,7 +171,7 @@ def test_an_answer_that_says_close_is_believed(bench: Bench) -> None:
     assert bench.dropped() == {}
 
 
-def test_an_answer_before_the_end_of_the_request(bench: Bench) -> None:
+def test_a_response_before_the_end_of_the_request(bench: Bench) -> None:
     sock = bench.open()
     bench.send(1, b"POST / HTTP/1.1\r\nContent-Length: 6\r\n\r\nabc", START)
     sock.sendall(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n")
@@ -180,7 +180,7 @@ def test_an_answer_before_the_end_of_the_request(bench: Bench) -> None:
     bench.send(1, GET % 2)
     wanted = b"POST / HTTP/1.1\r\nContent-Length: 6\r\n\r\nabcdef" + GET % 2
     assert bench.read(sock, len(wanted)) == wanted
-    assert bench.ledger.answers["4xx"] == 1
+    assert bench.ledger.responses["4xx"] == 1
 
 
 # --- a shadow that takes nothing
@@ -262,7 +262,7 @@ def test_what_was_answered_before_counts_where_the_rest_of_a_part_finds_no_room(
         bench.read(sock, 5 * len(GET % 1))
         sock.sendall(5 * OK)  # nobody has read it yet
         bench.send(1, part, WHOLE)
-        assert bench.ledger.answers == {"2xx": 6}
+        assert bench.ledger.responses == {"2xx": 6}
         assert bench.ledger.requests.dropped == {DropReason.SHADOW_SLOW: 1}
         bench.send(1, GET % 2)
         assert bench.read(bench.accept(), len(GET % 2)) == GET % 2
@@ -296,7 +296,7 @@ def test_a_request_that_outgrows_the_queue_is_given_up() -> None:
         bench.send(1, bytes(10_000), END)
         assert bench.dropped() == {DropReason.SHADOW_SLOW: 1}
         assert ended(sock) == "reset"
-        assert not bench.ledger.answers["unanswered"]
+        assert not bench.ledger.responses["unanswered"]
         bench.send(1, GET % 2)
         again = bench.accept()
         assert bench.read(again, len(GET % 2)) == GET % 2
@@ -310,7 +310,7 @@ def test_an_idle_connection_is_closed_after_its_time_and_the_next_request_opens_
         bench.read(first, len(GET % 1))
         bench.iterate(2.0)
         bench.iterate(15.0)
-        assert bench.ledger.events["idle_closes"] == 0  # an answer is due
+        assert bench.ledger.events["idle_closes"] == 0  # a response is due
         first.sendall(OK)
         bench.iterate(9.0)
         assert bench.ledger.events["idle_closes"] == 0
@@ -320,7 +320,7 @@ def test_an_idle_connection_is_closed_after_its_time_and_the_next_request_opens_
         bench.send(1, GET % 2)
         assert bench.read(bench.accept(), len(GET % 2)) == GET % 2
         assert bench.dropped() == {}
-    assert bench.ledger.answers["unanswered"] == 1
+    assert bench.ledger.responses["unanswered"] == 1
 
 
 # --- tunnels
@@ -379,7 +379,7 @@ def test_what_both_refused_goes_on_as_http(bench: Bench, early: bool) -> None:
         bench.send(1, GET % 2)
     assert bench.read(sock, len(GET % 2)) == GET % 2
     sock.sendall(OK)
-    bench.until(lambda: bench.ledger.answers["2xx"] == 3)
+    bench.until(lambda: bench.ledger.responses["2xx"] == 3)
     assert bench.ledger.events["shadow_connects"] == 1
 
 
@@ -408,7 +408,7 @@ def test_what_only_the_shadow_accepted_goes_on_as_http_on_a_new_connection(
     bench.send(1, GET % 3)
     assert bench.read(other, len(GET % 3)) == GET % 3
     other.sendall(OK)
-    bench.until(lambda: bench.ledger.answers == {"2xx": 3, "1xx": 1})
+    bench.until(lambda: bench.ledger.responses == {"2xx": 3, "1xx": 1})
     assert bench.dropped() == {}
 
 
@@ -451,19 +451,19 @@ def test_requests_within_an_accepted_tunnel_are_only_bytes(bench: Bench) -> None
     assert bench.read(sock, 1) == b"x"
 
 
-def test_an_answer_to_head_has_no_body(bench: Bench) -> None:
+def test_a_response_to_head_has_no_body(bench: Bench) -> None:
     sock = bench.open()
     bench.send(1, b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n", WHOLE | NO_BODY)
     bench.send(1, GET % 1)
     bench.iterate()
     sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n" + b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n")
-    bench.until(lambda: bench.ledger.answers["4xx"] == 1)
+    bench.until(lambda: bench.ledger.responses["4xx"] == 1)
 
 
 # --- pacing
 
 
-def test_waiting_for_the_answer_of_http() -> None:
+def test_waiting_for_the_response_of_http() -> None:
     with Bench(pacing=Pacing.WAIT) as bench:
         sock = bench.open()
         bench.send(1, GET % 1)
@@ -513,8 +513,8 @@ def test_waiting_for_what_comes_through_a_tunnel() -> None:
         assert bench.read(sock, 9) == b"frame two"
 
 
-@pytest.mark.parametrize("answer", [b"x" * 10, b"less"])
-def test_waiting_for_the_answer_of_raw(answer: bytes) -> None:
+@pytest.mark.parametrize("response", [b"x" * 10, b"less"])
+def test_waiting_for_the_response_of_raw(response: bytes) -> None:
     """As much as production answered, or less and then silence."""
     with Bench(pacing=Pacing.WAIT) as bench:
         sock = bench.open(http=False)
@@ -524,7 +524,7 @@ def test_waiting_for_the_answer_of_raw(answer: bytes) -> None:
         bench.send(1, b"two", 0)
         bench.iterate()
         assert not select.select([sock], [], [], 0.05)[0]
-        sock.sendall(answer)
+        sock.sendall(response)
         bench.iterate()
         bench.iterate(0.2)
         assert bench.read(sock, 3) == b"two"
@@ -598,7 +598,7 @@ def test_what_belongs_to_no_flow_is_counted(bench: Bench) -> None:
 
 
 def test_a_shadow_that_never_answers_costs_no_memory_without_end(bench: Bench) -> None:
-    """Beyond so many outstanding answers the connection is given up, and the next request opens another."""
+    """Beyond so many outstanding responses the connection is given up, and the next request opens another."""
     sock = bench.open()
     for _ in range(OUTSTANDING + 10):
         bench.send(1, GET % 1)
@@ -606,6 +606,6 @@ def test_a_shadow_that_never_answers_costs_no_memory_without_end(bench: Bench) -
             sock.recv(1 << 20)
     bench.iterate(2.0)
     assert bench.ledger.events["unanswered_closes"] == 1
-    assert bench.ledger.answers["unanswered"] == OUTSTANDING + 10
+    assert bench.ledger.responses["unanswered"] == OUTSTANDING + 10
     bench.send(1, GET % 2)
     assert bench.read(bench.accept(), len(GET % 2)) == GET % 2

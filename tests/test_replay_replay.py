@@ -77,7 +77,7 @@ def test_a_shadow_that_has_nothing_to_say_costs_no_turn(three: Three, monkeypatc
         assert sock.recv(100) == GET
         sock.sendall(OK)
         three.iterate()
-    assert three.ledgers[2].answers == {"2xx": 1}
+    assert three.ledgers[2].responses == {"2xx": 1}
     assert turns[1] == 0 and 0 < turns[2] < 10
 
 
@@ -94,7 +94,7 @@ def test_commands_go_to_their_targets(three: Three) -> None:
             assert sock.recv(1000) == GET
             sock.sendall(OK)
             three.iterate()
-        assert three.ledgers[target].answers["2xx"] == 1
+        assert three.ledgers[target].responses["2xx"] == 1
     assert three.ledgers[1].requests.dropped == {DropReason.SHADOW_DOWN: 1}
     assert [three.replay.held(target) for target in range(3)] == [(0, 0)] * 3
     for target in range(3):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests that a shadow leaves unread behind an answer with notice go again, once; all else is as it was."""
+"""Requests that a shadow leaves unread behind a response with notice go again, once; all else is as it was."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from tapmirror.replay.resend import RESEND_BYTES, Resendable, ResendQuota
 HEAD = b"POST / HTTP/1.1\r\nContent-Length: 6\r\n\r\n"
 
 
-def unread(bench: Bench, count: int, *, answer: bytes = CLOSE, reset: bool = False) -> socket.socket:
+def unread(bench: Bench, count: int, *, response: bytes = CLOSE, reset: bool = False) -> socket.socket:
     """The shadow answers the first of so many requests, with notice, and ends; what it is connected by next."""
     sock = bench.open()
     for number in range(count):
         bench.send(1, GET % number)
     bench.read(sock, len(GET % 0) * count)
-    return end(bench, sock, answer, reset=reset)
+    return end(bench, sock, response, reset=reset)
 
 
-def end(bench: Bench, sock: socket.socket, answer: bytes = CLOSE, *, reset: bool = False) -> socket.socket:
+def end(bench: Bench, sock: socket.socket, response: bytes = CLOSE, *, reset: bool = False) -> socket.socket:
     """The shadow answers and ends."""
-    sock.sendall(answer)
+    sock.sendall(response)
     if reset:
         bench.iterate()  # the kernel keeps what came before an RST, but would not send all of it
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
@@ -48,18 +48,18 @@ def served(bench: Bench, sock: socket.socket, numbers: Iterable[int]) -> None:
 
 def settled(bench: Bench, again: int) -> None:
     """All was answered, so many of them the second time, and nothing counts twice."""
-    bench.until(lambda: bench.ledger.answers["2xx"] >= bench.requests)
-    assert bench.ledger.answers["unanswered"] == 0
+    bench.until(lambda: bench.ledger.responses["2xx"] >= bench.requests)
+    assert bench.ledger.responses["unanswered"] == 0
     assert bench.ledger.events["sent_again"] == again
     assert bench.ledger.events[SENT_AGAIN_BYTES] > again * 20
     assert bench.dropped() == {}
-    assert bench.ledger.requests.mirrored == bench.requests == bench.ledger.answers["2xx"]
+    assert bench.ledger.requests.mirrored == bench.requests == bench.ledger.responses["2xx"]
     assert bench.ledger.bytes.mirrored == bench.bytes
 
 
 @pytest.mark.parametrize("reset", [False, True])
 @pytest.mark.parametrize("count", [2, 6])
-def test_what_is_behind_an_answer_with_notice_goes_again_in_its_order(bench: Bench, count: int, reset: bool) -> None:
+def test_what_is_behind_a_response_with_notice_goes_again_in_its_order(bench: Bench, count: int, reset: bool) -> None:
     sock = unread(bench, count, reset=reset)
     served(bench, sock, range(1, count))  # the next end is foreseen after as many
     settled(bench, count - 1)
@@ -81,13 +81,13 @@ def test_what_was_queued_meanwhile_goes_behind_it(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", [b"", KEEP, b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n", b"what?"], ids=repr
+    "response", [b"", KEEP, b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n", b"what?"], ids=repr
 )
-def test_without_notice_nothing_goes_again(bench: Bench, answer: bytes) -> None:
+def test_without_notice_nothing_goes_again(bench: Bench, response: bytes) -> None:
     """The shadow may have done what it did not answer."""
     sock = bench.open()
     bench.send(1, GET % 1)
-    if not answer.startswith(b"HTTP/1.1 4"):
+    if not response.startswith(b"HTTP/1.1 4"):
         bench.send(1, GET % 2)
         bench.send(1, GET % 3)
         bench.read(sock, len(GET % 1) * 3)
@@ -95,26 +95,26 @@ def test_without_notice_nothing_goes_again(bench: Bench, answer: bytes) -> None:
         bench.read(sock, len(GET % 1))
         sock.sendall(KEEP)
         bench.iterate()
-    sock.sendall(answer)
+    sock.sendall(response)
     bench.iterate()
-    if answer.startswith(b"HTTP/1.1 4"):
+    if response.startswith(b"HTTP/1.1 4"):
         bench.send(1, GET % 2)
     sock.close()
     bench.iterate()
     assert bench.ledger.events["sent_again"] == 0
 
 
-def test_the_answer_that_breaks_off_was_read(bench: Bench) -> None:
+def test_the_response_that_breaks_off_was_read(bench: Bench) -> None:
     """It is unanswered; what is behind it goes again."""
-    sock = unread(bench, 4, answer=KEEP + b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 9\r\n\r\npart")
+    sock = unread(bench, 4, response=KEEP + b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 9\r\n\r\npart")
     served(bench, sock, (2, 3))
     bench.iterate()
-    assert bench.ledger.answers["unanswered"] == 1
+    assert bench.ledger.responses["unanswered"] == 1
     assert bench.ledger.events["sent_again"] == 2
 
 
-def test_an_answer_up_to_the_end_gives_notice(bench: Bench) -> None:
-    sock = unread(bench, 4, answer=KEEP + b"HTTP/1.1 200 OK\r\n\r\nall")
+def test_a_response_up_to_the_end_gives_notice(bench: Bench) -> None:
+    sock = unread(bench, 4, response=KEEP + b"HTTP/1.1 200 OK\r\n\r\nall")
     served(bench, sock, (2, 3))
     settled(bench, 2)
 
@@ -131,11 +131,11 @@ def test_a_request_goes_again_once(bench: Bench) -> None:
     bench.iterate()
     assert not select.select([bench.listener], [], [], 0.1)[0]
     assert bench.ledger.events["sent_again"] == 5
-    assert bench.ledger.answers["unanswered"] == 2
+    assert bench.ledger.responses["unanswered"] == 2
 
 
 def test_the_flags_of_a_request_go_with_it(bench: Bench) -> None:
-    """The answer to a HEAD request has no body."""
+    """The response to a HEAD request has no body."""
     head = b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n"
     sock = bench.open()
     bench.send(1, GET % 1)
@@ -161,7 +161,7 @@ def test_the_flags_of_a_request_go_with_it(bench: Bench) -> None:
     ids=repr,
 )
 def test_a_request_that_may_have_been_done_does_not_go_again(bench: Bench, parts: list[bytes]) -> None:
-    """Node.js begins with what it reads ahead, and throws the answer away."""
+    """Node.js begins with what it reads ahead, and throws the response away."""
     sock = bench.open()
     bench.send(1, GET % 1)
     for number, data in enumerate(parts):
@@ -170,7 +170,7 @@ def test_a_request_that_may_have_been_done_does_not_go_again(bench: Bench, parts
     bench.read(sock, len(GET % 1) * 2 + len(b"".join(parts)))
     sock = end(bench, sock)
     assert bench.read(sock, len(GET % 2)) == GET % 2
-    assert bench.ledger.answers["unanswered"] == 1
+    assert bench.ledger.responses["unanswered"] == 1
     assert bench.ledger.events["sent_again"] == 1
 
 
@@ -191,7 +191,7 @@ def test_a_request_that_has_no_end_yet_is_dropped(bench: Bench) -> None:
 
 
 def test_a_request_that_was_cut_off_does_not_go_again(bench: Bench) -> None:
-    """Its connection waits for the answers to those before it, and the shadow gives notice meanwhile."""
+    """Its connection waits for the responses to those before it, and the shadow gives notice meanwhile."""
     sock = bench.open()
     for number in (1, 2):
         bench.send(1, GET % number)
@@ -205,7 +205,7 @@ def test_a_request_that_was_cut_off_does_not_go_again(bench: Bench) -> None:
     bench.until(lambda: bench.reactor._memory.resend_quota.count == 0)
     assert bench.dropped() == {DropReason.GAP: 1}
     assert bench.ledger.events["sent_again"] == 1
-    assert bench.ledger.answers["unanswered"] == 0
+    assert bench.ledger.responses["unanswered"] == 0
 
 
 def test_a_request_larger_than_the_copies_is_unanswered(bench: Bench) -> None:
@@ -217,7 +217,7 @@ def test_a_request_larger_than_the_copies_is_unanswered(bench: Bench) -> None:
     bench.read(sock, len(GET % 1) * 2 + len(large))
     sock = end(bench, sock)
     assert bench.read(sock, len(GET % 2)) == GET % 2
-    assert bench.ledger.answers["unanswered"] == 1
+    assert bench.ledger.responses["unanswered"] == 1
 
 
 def test_a_flow_that_ended_is_answered_first(bench: Bench) -> None:
@@ -242,7 +242,7 @@ def test_where_the_shadow_has_gone_they_are_unanswered(bench: Bench) -> None:
     bench.listener.close()
     sock.sendall(CLOSE)
     sock.close()
-    bench.until(lambda: bench.ledger.answers["unanswered"] == 2)
+    bench.until(lambda: bench.ledger.responses["unanswered"] == 2)
     assert bench.dropped() == {}
 
 
@@ -270,7 +270,7 @@ def test_of_what_went_in_part_the_second_time_all_goes_a_third_time() -> None:
         second.close()
         third = bench.accept()
         assert bench.read(third, len(sent[number])) == sent[number]
-        assert bench.ledger.answers["unanswered"] == number - 2
+        assert bench.ledger.responses["unanswered"] == number - 2
         assert bench.dropped() == {}
 
 
@@ -326,7 +326,7 @@ def test_a_tunnel_does_not_go_again() -> None:
 
 
 def test_a_request_that_cannot_be_sent_any_more_goes_behind_those_that_go_again(bench: Bench) -> None:
-    """Sending finds out first that the shadow has gone, before its last answer was read."""
+    """Sending finds out first that the shadow has gone, before its last response was read."""
     sock = bench.open()
     for number in range(3):
         bench.send(1, GET % number)
@@ -340,18 +340,18 @@ def test_a_request_that_cannot_be_sent_any_more_goes_behind_those_that_go_again(
     settled(bench, 2)
 
 
-def test_what_is_no_answer_behind_the_notice_makes_all_doubtful(bench: Bench) -> None:
+def test_what_is_no_response_behind_the_notice_makes_all_doubtful(bench: Bench) -> None:
     sock = bench.open()
     for number in range(3):
         bench.send(1, GET % number)
     bench.read(sock, len(GET % 0) * 3)
     sock.sendall(CLOSE + b"what is this?")
     sock.close()
-    bench.until(lambda: bench.ledger.answers["unanswered"] == 2)
+    bench.until(lambda: bench.ledger.responses["unanswered"] == 2)
     assert bench.ledger.events["sent_again"] == 0
 
 
-@pytest.mark.parametrize("more", [KEEP, KEEP + KEEP[:30], KEEP[:30]], ids=["answer", "answer and more", "part"])
+@pytest.mark.parametrize("more", [KEEP, KEEP + KEEP[:30], KEEP[:30]], ids=["response", "response and more", "part"])
 def test_who_goes_on_behind_the_notice_may_have_done_all(bench: Bench, more: bytes) -> None:
     sock = bench.open()
     for number in range(5):
@@ -359,18 +359,18 @@ def test_who_goes_on_behind_the_notice_may_have_done_all(bench: Bench, more: byt
     bench.read(sock, len(GET % 0) * 5)
     sock.sendall(CLOSE + more)
     sock.close()
-    bench.until(lambda: bench.ledger.answers["unanswered"] == 4 - more.startswith(KEEP))
+    bench.until(lambda: bench.ledger.responses["unanswered"] == 4 - more.startswith(KEEP))
     assert bench.ledger.events["sent_again"] == 0
 
 
-def test_where_answers_cannot_be_read_no_copies_are_kept(bench: Bench) -> None:
+def test_where_responses_cannot_be_read_no_copies_are_kept(bench: Bench) -> None:
     sock = bench.open()
     for number in range(3):
         bench.send(1, GET % number)
     bench.read(sock, len(GET % 0) * 3)
     assert bench.reactor._memory.resend_quota.count
     sock.sendall(b"what is this?")
-    bench.until(lambda: bench.ledger.answers["garbage"] == 1)
+    bench.until(lambda: bench.ledger.responses["garbage"] == 1)
     bench.send(1, GET % 3)
     assert bench.reactor._memory.resend_quota.count == 0
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A shadow that loses what is sent ahead of its answers: when requests go one by one, and for how long."""
+"""A shadow that loses what is sent ahead of its responses: when requests go one by one, and for how long."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LARGE: Final = b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % RESEND_BYTES +
 def lose(
     bench: Bench, flow: int, end: bytes = b"", *, last: bytes = GET % 2, reset: bool = False, excused: bool = False
 ) -> None:
-    """A connection whose shadow leaves the last of three requests unanswered; `end`: the answer to the second;
+    """A connection whose shadow leaves the last of three requests unanswered; `end`: the response to the second;
     `excused`: production leaves it, too.
     """
     sock = bench.open(flow)
@@ -48,7 +48,7 @@ def lose(
 
 
 def waits(bench: Bench, flow: int) -> bool:
-    """Whether a request waits on a new connection for the answer to the one before, and goes behind it."""
+    """Whether a request waits on a new connection for the response to the one before, and goes behind it."""
     sock = bench.open(flow)
     bench.send(flow, GET % 1)
     bench.send(flow, GET % 2)
@@ -93,7 +93,7 @@ def test_after_two_losses_requests_go_one_by_one_for_a_while(bench: Bench, reset
     bench.iterate(LASTS / 2 + 1)
     assert not waits(bench, 6)
     assert bench.dropped() == {}
-    assert bench.ledger.answers["unanswered"] == 2
+    assert bench.ledger.responses["unanswered"] == 2
 
 
 def test_one_loss_at_a_time_is_an_accident(bench: Bench) -> None:
@@ -106,15 +106,15 @@ def test_one_loss_at_a_time_is_an_accident(bench: Bench) -> None:
 @pytest.mark.parametrize(
     "begun", [b"HTTP/1.1 200 OK\r\nDate", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n"]
 )
-def test_an_answer_that_breaks_off_is_no_loss(bench: Bench, begun: bytes) -> None:
+def test_a_response_that_breaks_off_is_no_loss(bench: Bench, begun: bytes) -> None:
     """So errors show that a version meets in the midst of one."""
     for flow in range(1, 4):
         lose(bench, flow, OK + begun)
-    assert bench.ledger.answers["unanswered"] == 3
+    assert bench.ledger.responses["unanswered"] == 3
     assert not bench.ledger.events["singly"]
 
 
-def test_an_answer_up_to_the_end_of_the_connection_is_whole(bench: Bench) -> None:
+def test_a_response_up_to_the_end_of_the_connection_is_whole(bench: Bench) -> None:
     """And what came behind it was lost, after another number of requests each time."""
     for flow, before in ((1, 1), (2, 3), (3, 5)):
         sock = bench.open(flow)
@@ -130,7 +130,7 @@ def test_an_answer_up_to_the_end_of_the_connection_is_whole(bench: Bench) -> Non
 
 
 def test_what_production_leaves_unanswered_too_is_no_loss(bench: Bench) -> None:
-    """As nginx's `return 444`, at once behind an answer."""
+    """As nginx's `return 444`, at once behind a response."""
     for flow in range(1, 4):
         lose(bench, flow, excused=True)
     assert bench.ledger.events[UNANSWERED_ALIKE] == 3
@@ -150,7 +150,7 @@ def test_an_end_that_is_foreseen_is_no_loss(bench: Bench) -> None:
         assert bench.read(again, len(GET % 2)) == GET % 2
         again.sendall(OK)
         bench.iterate()
-    assert bench.ledger.answers["unanswered"] == 1
+    assert bench.ledger.responses["unanswered"] == 1
     assert not bench.ledger.events["singly"]
 
 
@@ -184,7 +184,7 @@ def test_what_goes_again_is_no_loss(bench: Bench) -> None:
         assert bench.read(again, len(GET % 2)) == GET % 2
         again.sendall(OK)
         bench.iterate()
-    assert not bench.ledger.answers["unanswered"]
+    assert not bench.ledger.responses["unanswered"]
     assert not bench.ledger.events["singly"]
 
 
@@ -218,7 +218,7 @@ def test_a_request_that_the_end_of_an_idle_connection_met_was_not_sent_ahead(ben
         bench.read(sock, len(GET % 3))
         sock.close()
         bench.iterate()
-    assert bench.ledger.answers["unanswered"] == 3
+    assert bench.ledger.responses["unanswered"] == 3
     assert not bench.ledger.events["singly"]
 
 
@@ -242,7 +242,7 @@ def test_a_request_is_sent_ahead_though_a_part_of_another_went_long_after(bench:
 
 
 def test_a_busy_connection_that_stands_goes_one_by_one_too(bench: Bench) -> None:
-    """Its answers wake us then, and not the sweep alone."""
+    """Its responses wake us then, and not the sweep alone."""
     sock = bench.open(1)
     for number in range(LAZY_AFTER):
         bench.send(1, GET % number)
@@ -275,7 +275,7 @@ def test_who_is_far_behind_does_not_wait(bench: Bench) -> None:
     assert not select.select([sock], [], [], 0)[0]
 
 
-def test_an_accident_before_any_answer_tells_nothing(bench: Bench) -> None:
+def test_an_accident_before_any_response_tells_nothing(bench: Bench) -> None:
     for flow in range(1, 5):
         sock = bench.open(flow)
         sock.close()
@@ -292,7 +292,7 @@ def test_an_accident_before_any_answer_tells_nothing(bench: Bench) -> None:
     assert not bench.ledger.events["singly"]
 
 
-def test_a_body_up_to_the_end_is_an_answer(bench: Bench) -> None:
+def test_a_body_up_to_the_end_is_a_response(bench: Bench) -> None:
     """Whatever number it comes after: nothing is lost by it."""
     for flow, before in ((1, 1), (2, 3), (3, 5), (4, 2)):
         sock = bench.open(flow)
@@ -303,7 +303,7 @@ def test_a_body_up_to_the_end_is_an_answer(bench: Bench) -> None:
         bench.iterate()
         sock.close()
         bench.iterate()
-    assert bench.ledger.answers["unanswered"] == 0
+    assert bench.ledger.responses["unanswered"] == 0
     assert not bench.ledger.events["singly"]
 
 
@@ -324,7 +324,7 @@ def test_who_fills_the_room_does_not_wait(bench: Bench) -> None:
     assert taken > 300 * len(post)
 
 
-def test_after_an_answer_that_cannot_be_read_nobody_waits(bench: Bench) -> None:
+def test_after_a_response_that_cannot_be_read_nobody_waits(bench: Bench) -> None:
     lose(bench, 1)
     lose(bench, 2)
     sock = bench.open(3)
@@ -338,8 +338,8 @@ def test_after_an_answer_that_cannot_be_read_nobody_waits(bench: Bench) -> None:
         assert bench.read(sock, len(GET % number)) == GET % number
 
 
-def test_nobody_waits_for_longer_than_an_answer_is_worth(bench: Bench) -> None:
-    """A long poll that production answered and the shadow does not: all goes on, until the answers have come."""
+def test_nobody_waits_for_longer_than_a_response_is_worth(bench: Bench) -> None:
+    """A long poll that production answered and the shadow does not: all goes on, until the responses have come."""
     lose(bench, 1)
     lose(bench, 2)
     sock = only_the_first_went(bench, 3, 4)
@@ -363,7 +363,7 @@ def test_with_pacing_there_is_nothing_to_learn() -> None:
 
 
 @pytest.mark.parametrize("over", [False, True])
-def test_answers_that_are_seen_as_a_request_is_given_up_let_the_others_go(bench: Bench, over: bool) -> None:
+def test_responses_that_are_seen_as_a_request_is_given_up_let_the_others_go(bench: Bench, over: bool) -> None:
     lose(bench, 1)
     lose(bench, 2)
     sock = only_the_first_went(bench, 3, 2)

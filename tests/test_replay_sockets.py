@@ -24,15 +24,15 @@ def test_what_is_sent_bears_the_mark_of_a_tap(bench: Bench) -> None:
     assert lane.sock.getsockopt(socket.IPPROTO_IP, socket.IP_TOS) == LOOP_DSCP << 2
 
 
-def served(bench: Bench, flow: int, answers: Sequence[bytes]) -> socket.socket:
+def served(bench: Bench, flow: int, responses: Sequence[bytes]) -> socket.socket:
     """A connection whose requests are answered, one after the other."""
     bench.give(Open(flow, True))
     sock = None
-    for answer in answers:
+    for response in responses:
         bench.send(flow, GET % 0)
         sock = sock or bench.accept()
         bench.read(sock, len(GET % 0))
-        sock.sendall(answer)
+        sock.sendall(response)
         bench.iterate()
     assert sock is not None
     return sock
@@ -42,10 +42,10 @@ def served(bench: Bench, flow: int, answers: Sequence[bytes]) -> socket.socket:
 @pytest.mark.parametrize("way", ["whole", "in parts"])
 def test_what_follows_waits_where_the_shadow_closed_before(bench: Bench, allowed: int, way: str) -> None:
     """It would be sent to a connection that is about to be closed, and lost."""
-    answers = [KEEP] * (allowed - 1) + [CLOSE]
-    served(bench, 1, answers).close()
+    responses = [KEEP] * (allowed - 1) + [CLOSE]
+    served(bench, 1, responses).close()
     bench.iterate()
-    sock = served(bench, 2, answers[:-1]) if allowed > 1 else None
+    sock = served(bench, 2, responses[:-1]) if allowed > 1 else None
     parts = [(POST, START), (b"xy", END)] if way == "in parts" else [(GET % 1, WHOLE)]
     data = b"".join(piece for piece, _ in parts)
     if allowed == 1:
@@ -60,7 +60,7 @@ def test_what_follows_waits_where_the_shadow_closed_before(bench: Bench, allowed
     sock.sendall(CLOSE)
     other = bench.accept()
     assert bench.read(other, len(GET % 2)) == GET % 2
-    assert bench.ledger.answers["unanswered"] == 0
+    assert bench.ledger.responses["unanswered"] == 0
 
 
 def test_what_follows_waits_no_more_where_the_shadow_goes_on(bench: Bench) -> None:
@@ -84,7 +84,7 @@ def test_what_follows_waits_no_more_where_the_shadow_goes_on(bench: Bench) -> No
 
 
 def test_a_connection_that_was_idle_for_too_long_is_left_and_teaches_nothing(bench: Bench) -> None:
-    """A 408 that nobody asked for (RFC 9110, 15.5.9) is no answer, and no limit of requests on a connection."""
+    """A 408 that nobody asked for (RFC 9110, 15.5.9) is no response, and no limit of requests on a connection."""
     sock = served(bench, 1, [KEEP])
     sock.sendall(b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
     bench.iterate()
@@ -92,32 +92,34 @@ def test_a_connection_that_was_idle_for_too_long_is_left_and_teaches_nothing(ben
     bench.send(1, GET % 2)
     other = bench.accept()
     assert bench.read(other, len(GET % 1 + GET % 2)) == GET % 1 + GET % 2
-    assert bench.ledger.answers == {"2xx": 1}
+    assert bench.ledger.responses == {"2xx": 1}
 
 
-def test_a_request_that_did_not_go_does_not_take_the_word_about_an_idle_connection_for_its_answer(bench: Bench) -> None:
+def test_a_request_that_did_not_go_does_not_take_the_word_about_an_idle_connection_for_its_response(
+    bench: Bench,
+) -> None:
     """The end is found by sending, and what came before it is read then."""
     sock = served(bench, 1, [KEEP])
     sock.sendall(b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
     sock.close()
     assert select.select([bench.reactor._lanes[1].fd], [], [], PATIENCE)[0]
-    for number in range(3):  # none of them waits, as behind the second one that had an answer
+    for number in range(3):  # none of them waits, as behind the second one that had a response
         bench.send(1, GET % number)
     other = bench.accept()
     assert bench.read(other, len(GET % 1) * 3) == GET % 0 + GET % 1 + GET % 2
     other.sendall(OK * 3)
     bench.iterate()
-    assert bench.ledger.answers == {"2xx": 4}
+    assert bench.ledger.responses == {"2xx": 4}
 
 
-def test_an_answer_before_the_end_of_a_request_counts_once_where_the_shadow_closes_behind_it(bench: Bench) -> None:
+def test_a_response_before_the_end_of_a_request_counts_once_where_the_shadow_closes_behind_it(bench: Bench) -> None:
     """As of a server of HTTP/1.0 that refuses an upload: it allows for one request, not for two."""
     bench.give(Open(1, True))
     bench.send(1, b"POST / HTTP/1.1\r\nContent-Length: 6\r\n\r\nabc", START)
     sock = bench.accept()
     sock.sendall(b"HTTP/1.0 413 Too Large\r\nContent-Length: 0\r\n\r\n")
-    bench.until(lambda: bench.ledger.answers["4xx"] == 1)
+    bench.until(lambda: bench.ledger.responses["4xx"] == 1)
     sock.close()
     bench.iterate()
     bench.give(Open(2, True))

@@ -49,7 +49,7 @@ def test_authorities_of_a_directory_are_read_at_once(
 
 
 def test_a_socket_that_would_block_says_so(certificates: Certificates) -> None:
-    """Handshake, more than the buffers take, a whole answer, the end."""
+    """Handshake, more than the buffers take, a whole response, the end."""
     server_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server_side.load_cert_chain(certificates.server, certificates.server_key)
     listener = socket.create_server(("127.0.0.1", 0))
@@ -82,7 +82,7 @@ def test_a_socket_that_would_block_says_so(certificates: Certificates) -> None:
                 go.set()
                 select.select([], [sock.fileno()], [], 5)
         assert blocked and sent == size
-        answer = 0
+        response = 0
         buffer = bytearray(1 << 16)
         while True:
             try:
@@ -92,8 +92,8 @@ def test_a_socket_that_would_block_says_so(certificates: Certificates) -> None:
                 continue
             if not count:
                 break
-            answer += count
-        assert answer == 100_000
+            response += count
+        assert response == 100_000
         with contextlib.suppress(OSError):  # the other side may be gone by now
             sock.shutdown(socket.SHUT_WR)
         sock.close()

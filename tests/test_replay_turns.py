@@ -36,12 +36,12 @@ def http(outstanding: int) -> Lane:
         (raw(10, 100.0), True),
         (raw(9, 100.0), False),
         (raw(9, 99.9 - SILENCE), True),
-        (raw(0, 0.0), False),  # silence from the beginning is no answer
+        (raw(0, 0.0), False),  # silence from the beginning is no response
         (http(0), True),
         (http(1), False),
     ],
 )
-def test_what_counts_as_an_answer(lane: Lane, done: bool) -> None:
+def test_what_counts_as_a_response(lane: Lane, done: bool) -> None:
     turns = Turns(5.0)
     assert turns.answered(lane, 10, 100.0) is done
     assert turns.waiting() == ([] if done else [(lane, 105.0)])
@@ -78,7 +78,7 @@ def test_a_lane_that_waits_no_more(over: Callable[[Turns, Lane], None]) -> None:
         (PROMPT / 2, 9, 1, False),  # nothing more waits
         (PROMPT * 2, 2, 2, False),  # the shadow is slow, not we
         (PROMPT * 2, 1, 2, True),  # it was not looked at sooner
-        (None, 0, 2, True),  # the answer was there before its turn came
+        (None, 0, 2, True),  # the response was there before its turn came
     ],
 )
 def test_a_lane_is_behind_if_a_prompt_shadow_has_another_turn_to_come(

@@ -77,7 +77,7 @@ def test_the_verdict_stands_at_the_top_and_the_worst_endpoint_first() -> None:
     text = html(shop("broken", 3000))
     assert text.index("FAIL") < text.index("How fast") < text.index("Endpoints")
     names = re.findall(r'class="name">([^<]*)<', text)
-    assert names[0] == "GET /"  # all of its answers differ
+    assert names[0] == "GET /"  # all of its responses differ
     assert len(names) == 6
     assert "body.price.amount" in text
     assert "http://v2.test:8080/products/" in text

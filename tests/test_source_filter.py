@@ -103,8 +103,8 @@ def test_of_what_production_sends_the_first_bytes_are_taken(network: Any) -> Non
     ethertype = 0x86DD if network is V6 else 0x0800
     ends = {"client": (5, 80), "production": (80, 5), "either": (80, 8080), "neither": (5, 6)}
 
-    def taken(answer_bytes: int) -> dict[str, int]:
-        program = tcp_filter([80, 8080], answer_bytes=answer_bytes)
+    def taken(response_bytes: int) -> dict[str, int]:
+        program = tcp_filter([80, 8080], response_bytes=response_bytes)
         packets = {end: bytes(network / TCP(sport=ports[0], dport=ports[1])) for end, ports in ends.items()}
         return {end: run(program, packet, ethertype) for end, packet in packets.items()}
 

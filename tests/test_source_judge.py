@@ -95,7 +95,7 @@ class Twins:
 
 REQUEST = frame4(tcp(PSH | ACK, b"GET", seq=100, ack=500, ports=(40_000, 80)))
 REQUEST6 = frame6(tcp(PSH | ACK, b"GET", seq=100, ack=500, ports=(40_000, 80), options=b"\1\1\1\0"))
-ANSWER = frame4(tcp(PSH | ACK, b"200", seq=500, ack=103, ports=(80, 40_000)), back=True)
+RESPONSE = frame4(tcp(PSH | ACK, b"200", seq=500, ack=103, ports=(80, 40_000)), back=True)
 
 
 @pytest.mark.parametrize(
@@ -123,11 +123,11 @@ def test_the_short_way_has_the_same_outcome(frame: bytes, monkeypatch: pytest.Mo
         twins.agreed(frame, ns=number)
 
 
-@pytest.mark.parametrize("frame", [ANSWER, frame4(tcp(RST, b"", seq=500, ack=0, ports=(80, 40_000)), back=True)])
+@pytest.mark.parametrize("frame", [RESPONSE, frame4(tcp(RST, b"", seq=500, ack=0, ports=(80, 40_000)), back=True)])
 def test_so_it_has_for_production(frame: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    for options in ({}, {"egress_all": True}, {"answer_bytes": 2}):
+    for options in ({}, {"egress_all": True}, {"response_bytes": 2}):
         twins = Twins(**options)
-        twins.agreed(ANSWER, kind=PACKET_OUTGOING)
+        twins.agreed(RESPONSE, kind=PACKET_OUTGOING)
         with monkeypatch.context() as patch:
             patch.setattr(Judge, "_header", lambda *_: 1 // 0)
             for _ in range(3):
@@ -140,8 +140,8 @@ def test_a_handshake_and_what_follows() -> None:
         twins = Twins()
         twins.agreed(REQUEST)
         twins.agreed(frame4(tcp(SYN, b"", seq=99, ack=0, ports=(40_001, 80))))
-        answer = tcp(SYN | ACK, b"", seq=499, ack=100, ports=(80, 40_001), options=options)
-        twins.agreed(frame4(answer, back=True), kind=PACKET_OUTGOING)
+        response = tcp(SYN | ACK, b"", seq=499, ack=100, ports=(80, 40_001), options=options)
+        twins.agreed(frame4(response, back=True), kind=PACKET_OUTGOING)
         assert twins.agreed(frame4(tcp(PSH | ACK, b"GET", seq=100, ack=500, ports=(40_001, 80)))) == 1
         shows = tcp(FIN | ACK, b"", seq=500, ack=103, ports=(80, 40_001))
         assert twins.agreed(frame4(shows, back=True), kind=PACKET_OUTGOING) == 2
@@ -269,7 +269,7 @@ def random_frame(rng: random.Random, back: bool) -> bytes:
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("options", [{}, {"egress_all": True, "threshold": 3 << 30}, {"answer_bytes": 16}])
+@pytest.mark.parametrize("options", [{}, {"egress_all": True, "threshold": 3 << 30}, {"response_bytes": 16}])
 def test_random_packets(seed: int, options: dict[str, Any]) -> None:
     rng = random.Random(seed)
     twins = Twins(**options)

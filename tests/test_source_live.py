@@ -218,32 +218,32 @@ def test_connections(lab: Lab, egress_all: bool, threshold: int) -> None:
         assert not any(each[1] & SYN for each in kept)
 
 
-@pytest.mark.parametrize("answer_bytes", [16, 65_536])
-def test_answers_of_production(lab: Lab, answer_bytes: int) -> None:
+@pytest.mark.parametrize("response_bytes", [16, 65_536])
+def test_responses_of_production(lab: Lab, response_bytes: int) -> None:
     """With their first bytes, of the flows that want them; the clients' counters do not change by it."""
-    with Nginx(lab.node), Both(lab.node, answer_bytes=answer_bytes, ring_bytes=1 << 24, live_bytes=1 << 23) as both:
+    with Nginx(lab.node), Both(lab.node, response_bytes=response_bytes, ring_bytes=1 << 24, live_bytes=1 << 23) as both:
         lab.client.run(["curl", "-sf", "-o", "/dev/null", f"http://{lab.node.addr4}/file/1m?[1-4]"])
         kept = both.agreed()
-        answers = [each for each in kept if each[1] & FROM_SERVER and each[4]]
-        assert {len(each[5]) for each in answers} <= {min(each[4], answer_bytes) for each in answers}
-        assert sum(each[5].startswith(b"HTTP/1.1 200 OK") for each in answers) == 4
+        responses = [each for each in kept if each[1] & FROM_SERVER and each[4]]
+        assert {len(each[5]) for each in responses} <= {min(each[4], response_bytes) for each in responses}
+        assert sum(each[5].startswith(b"HTTP/1.1 200 OK") for each in responses) == 4
         counts = both.ring_source.counters()
-        assert counts.answers == (len(answers), sum(each[4] for each in answers))
-        assert counts.answers[1] > 4 << 20
-        assert (counts.seen[0], counts.emitted[0], counts.answers_lost) == (4, 4, (0, 0))
-        both.keep_answers(answers[0][0], True)
-        both.want_answers(0, 0)
+        assert counts.responses == (len(responses), sum(each[4] for each in responses))
+        assert counts.responses[1] > 4 << 20
+        assert (counts.seen[0], counts.emitted[0], counts.responses_lost) == (4, 4, (0, 0))
+        both.keep_responses(responses[0][0], True)
+        both.want_responses(0, 0)
         assert load(lab.client, lab.node.addr4, requests=4, connections=1).failed == 0
         assert not any(each[1] & FROM_SERVER and each[5] for each in both.agreed()[len(kept) :])
-        assert both.live_source.counters().answers == counts.answers
-        both.want_answers(0xF000, 0x2800)
+        assert both.live_source.counters().responses == counts.responses
+        both.want_responses(0xF000, 0x2800)
         before = len(both.agreed())
         assert load(lab.client, lab.node.addr4, requests=100, connections=100).failed == 0
         kept = both.agreed()[before:]
         buckets = {True: set[int](), False: set[int]()}
         for each in kept:
             buckets[bool(each[5] and each[1] & FROM_SERVER)].add(flow_hash(each[0], 0) & 0xFFFF)
-        open_ = {flow_hash(answers[0][0], 0) & 0xFFFF}  # as long as it is kept; one of a hundred may be in it
+        open_ = {flow_hash(responses[0][0], 0) & 0xFFFF}  # as long as it is kept; one of a hundred may be in it
         assert buckets[True] - open_ == {each for each in buckets[False] if (each - 0xF000) & 0xFFFF < 0x2800} - open_
         assert 0 < len(buckets[True]) < 50
 
@@ -296,16 +296,16 @@ def test_connections_on_a_link_and_on_its_vlan(vlan: int | None) -> None:
 
 def test_a_handshake_in_a_vlan(lab: Lab) -> None:
     """The kernel takes the tag out of what comes in, and not out of what a packet socket sends: one flow still."""
-    with lab.node.blocked(80), Both(lab.node) as both, Wire(lab) as wire, FarEnd(lab) as answers:
+    with lab.node.blocked(80), Both(lab.node) as both, Wire(lab) as wire, FarEnd(lab) as responses:
         for link, back in (
-            (wire.ether / Dot1Q(vlan=7), answers.ether / Dot1Q(vlan=7)),
-            (wire.ether / Dot1AD(vlan=5) / Dot1Q(vlan=7), answers.ether / Dot1AD(vlan=5) / Dot1Q(vlan=7)),
+            (wire.ether / Dot1Q(vlan=7), responses.ether / Dot1Q(vlan=7)),
+            (wire.ether / Dot1AD(vlan=5) / Dot1Q(vlan=7), responses.ether / Dot1AD(vlan=5) / Dot1Q(vlan=7)),
         ):
             wire.send(link / IP(**ADDRESSES) / TCP(sport=40_000, dport=80, seq=99, flags="S"))
-            answers.send(back / IP(**BACK) / TCP(sport=80, dport=40_000, seq=499, ack=100, flags="SA"))
+            responses.send(back / IP(**BACK) / TCP(sport=80, dport=40_000, seq=499, ack=100, flags="SA"))
             until(lambda: both.ring_source.counters().syn_ack == both.ring_source.counters().syn, "the SYN-ACK")
             wire.send(link / IP(**ADDRESSES) / TCP(sport=40_000, dport=80, seq=100, ack=500, flags="PA") / b"data")
-            answers.send(back / IP(**BACK) / TCP(sport=80, dport=40_000, seq=500, ack=104, flags="A"))
+            responses.send(back / IP(**BACK) / TCP(sport=80, dport=40_000, seq=500, ack=104, flags="A"))
         kept = both.agreed()
         client, server = (MAPPED + socket.inet_aton(ADDRESSES[end]) for end in ("src", "dst"))
         keys = [flow_key(client, server, b"\x9c\x40", b"\0\x50", vlan) for vlan in (7, 5 << 16 | 7)]
@@ -591,11 +591,11 @@ def test_random_frames_of_both_sides(lab: Lab, seed: int, egress_all: bool) -> N
             Both(lab.node, threshold=3 << 30, seed=seed, egress_all=egress_all, ring_bytes=1 << 23)
         )
         wire = stack.enter_context(Wire(lab))
-        answers = stack.enter_context(FarEnd(lab))
+        responses = stack.enter_context(FarEnd(lab))
         stack.callback(os.sched_setaffinity, 0, processors)
         os.sched_setaffinity(0, {min(processors)})
-        sides = [answers if rng.random() < 0.4 else wire for _ in range(2_000)]
-        frames = [random_frame(rng, side.ether, side is answers) for side in sides]
+        sides = [responses if rng.random() < 0.4 else wire for _ in range(2_000)]
+        frames = [random_frame(rng, side.ether, side is responses) for side in sides]
         for side, frame in zip(sides, frames, strict=True):  # at once: a ring that nobody reads fills with time
             side.send(frame)
         kept = both.agreed()
@@ -625,8 +625,8 @@ def test_what_the_ring_has_no_room_for_is_counted(lab: Lab) -> None:
         assert payloads(both.live[before:]) == [b"after"]
 
 
-def test_a_long_answer_takes_no_room_of_the_requests(lab: Lab) -> None:
-    """A ring of 48 MiB, which nobody reads, beside answers of 64 MB: their headers alone are kept."""
+def test_a_long_response_takes_no_room_of_the_requests(lab: Lab) -> None:
+    """A ring of 48 MiB, which nobody reads, beside responses of 64 MB: their headers alone are kept."""
     with Nginx(lab.node), Both(lab.node) as both:
         lab.client.run(["curl", "-sf", "-o", "/dev/null", f"http://{lab.node.addr4}/file/1m?[1-64]"])
         both.live_source.stop()

@@ -211,8 +211,8 @@ def test_the_hash_in_a_record_is_ours(lab: Lab) -> None:
 def test_acknowledgements_on_demand(lab: Lab) -> None:
     """Production's packets are records while they are asked for, and else only the first and what ends a connection."""
 
-    def answers(both: Both, client: socket.socket) -> int:
-        """How many records of production's packets a request and its answer give."""
+    def responses(both: Both, client: socket.socket) -> int:
+        """How many records of production's packets a request and its response give."""
         before = len(both.agreed())
         client.sendall(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
         assert client.recv(65_536).startswith(b"HTTP/1.1 200 ")
@@ -225,12 +225,12 @@ def test_acknowledgements_on_demand(lab: Lab) -> None:
         with lab.client.enter():
             client = socket.create_connection((lab.node.addr4, 80), timeout=PATIENCE)
         with client:
-            assert [answers(both, client) for _ in range(3)] == [1, 0, 0]
+            assert [responses(both, client) for _ in range(3)] == [1, 0, 0]
             key = both.agreed()[0][0]
             both.want_ack(key, True)
-            assert all(answers(both, client) >= 1 for _ in range(3))
+            assert all(responses(both, client) >= 1 for _ in range(3))
             both.want_ack(key, False)
-            assert answers(both, client) == 0
+            assert responses(both, client) == 0
         kept = both.agreed()
         assert [each[0] for each in kept if each[1] & ACCEPTED] == [key]
         assert any(each[1] & FROM_SERVER and each[1] & FIN for each in kept)
@@ -261,11 +261,11 @@ def test_a_successor_finds_the_counters_though_there_are_more_processors_now(mon
         assert all(counts)
 
 
-def test_a_successor_wants_acknowledgements_and_no_answers_that_the_first_waited_for() -> None:
-    with Program(answer_bytes=100) as program:
+def test_a_successor_wants_acknowledgements_and_no_responses_that_the_first_waited_for() -> None:
+    with Program(response_bytes=100) as program:
         (first,) = program.sources
-        first.keep_answers(bytes(40), True)
-        first.want_answers(7, 8)
+        first.keep_responses(bytes(40), True)
+        first.want_responses(7, 8)
         program.run(IP() / TCP(dport=80, flags="PA") / Raw(b"x"))
         assert len(program.records()[0]) == 1
         sizes = {"ring_bytes": program.request.ring_bytes, "cpus": program.request.cpus}

@@ -270,9 +270,9 @@ def test_what_is_not_done_to_a_copy_is_told(route: Any, field: str, why: str) ->
     assert mirrored(tap, "GET / HTTP/1.1")
 
 
-def test_fields_of_answers_are_nothing_to_a_copy() -> None:
-    answers = {"headers": {"response": {"set": {"x": "y"}}}}
-    assert tap_of(service([{**TO, **answers, "route": [answers]}]))[1] == []
+def test_fields_of_responses_are_nothing_to_a_copy() -> None:
+    responses = {"headers": {"response": {"set": {"x": "y"}}}}
+    assert tap_of(service([{**TO, **responses, "route": [responses]}]))[1] == []
 
 
 @pytest.mark.parametrize("name", ["sourceLabels", "sourceNamespace", "gateways", "port", "whatever"])

@@ -381,9 +381,9 @@ def copies_of(nginx: tuple[int, str, Path], requests: list[bytes]) -> list[dict[
         for request in [*requests, head("GET / HTTP/1.1", "X-Id: last", "Connection: close")]:
             connection.sendall(request)
             if b"close" not in request:
-                answer = b""
-                while b"\r\n\r\n" not in answer:
-                    answer += connection.recv(1 << 16)
+                response = b""
+                while b"\r\n\r\n" not in response:
+                    response += connection.recv(1 << 16)
         while connection.recv(1 << 16):
             pass
     end = time.monotonic() + 60

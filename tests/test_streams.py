@@ -27,16 +27,16 @@ class Capture:
         self.ledger = Ledger()
         self.table = StreamTable(limits or Limits(), self.ledger, ports)
         self.now = 100.0
-        self.after_reply: list[bool] = []
+        self.after_response: list[bool] = []
 
     def take(self, events: Sequence[Event]) -> None:
-        for stream, chunk, after_reply in events:
+        for stream, chunk, after_response in events:
             assert not isinstance(chunk, End)
             text = b"<%d>" % chunk.length if isinstance(chunk, Gap) else bytes(chunk)
             stream.book = (stream.book or b"") + text
             if not isinstance(chunk, Gap):
                 self.ledger.bytes.mirrored += len(chunk)
-                self.after_reply.append(after_reply)
+                self.after_response.append(after_response)
         segments, size = self.table.held()
         assert self.ledger.segments.seen == self.ledger.segments.settled() + segments
         assert self.ledger.bytes.seen == self.ledger.bytes.settled() + size
@@ -99,7 +99,7 @@ def test_a_dialogue() -> None:
     capture.put(FIN | ACK, 6, b"", 6)
     capture.put(FIN | ACK, 6, b"", 7, client=False)
     assert capture.streams() == [(b"GETPUT", b"200 OK")]
-    assert capture.after_reply == [True, True, False, True]
+    assert capture.after_response == [True, True, False, True]
 
 
 def test_an_urgent_byte_was_captured_too() -> None:
@@ -118,7 +118,7 @@ def test_what_follows_a_gap_is_no_turn() -> None:
     capture.put(PSH | ACK, 6, b"ghi", 5)
     capture.put(PSH | ACK, 9, b"jkl", 9)
     assert capture.streams() == [(b"abc<3>ghijkl", b"")]
-    assert capture.after_reply == [True, False, True]
+    assert capture.after_response == [True, False, True]
 
 
 CLIENTS = {
@@ -182,7 +182,7 @@ EARLY: dict[str, tuple[list[tuple[str | int, bytes | int]], bytes]] = {
     "not taken, something else is sent": ([("syn", b"early"), ("synack", 0), (0, b"other")], b"other"),
     "not taken": ([("syn", b"early"), ("synack", 0)], b""),
     "sent twice": ([("syn", b"early"), ("syn", b"early"), ("synack", 5)], b"early"),
-    "without an answer in the capture": ([("syn", b"early"), (5, b"more")], b"earlymore"),
+    "without a reply in the capture": ([("syn", b"early"), (5, b"more")], b"earlymore"),
     "sent again too late": ([("syn", b"early"), ("synack", 5), (5, b"more"), ("syn", b"early")], b"earlymore"),
 }
 
@@ -263,7 +263,7 @@ def test_a_forged_syn_changes_nothing() -> None:
     assert capture.streams() == [(b"onetwo", b"")]
 
 
-def test_a_client_that_begins_anew_without_an_answer() -> None:
+def test_a_client_that_begins_anew_without_a_response() -> None:
     capture = Capture()
     capture.put(SYN, -1, base=100)
     capture.put(SYN, -1, base=200)

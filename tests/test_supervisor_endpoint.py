@@ -50,16 +50,16 @@ def test_prometheus_gets_openmetrics(endpoint: Endpoint) -> None:
         f"http://127.0.0.1:{endpoint.address[1]}/metrics",
         headers={"Accept": "application/openmetrics-text;version=1.0.0;q=0.8,text/plain;version=0.0.4;q=0.5"},
     )
-    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
-        assert answer.headers["Content-Type"].startswith("application/openmetrics-text")
-        families = list(text_string_to_metric_families(answer.read().decode()))  # type: ignore[no-untyped-call]
+    with urllib.request.urlopen(request, timeout=PATIENCE) as reply:
+        assert reply.headers["Content-Type"].startswith("application/openmetrics-text")
+        families = list(text_string_to_metric_families(reply.read().decode()))  # type: ignore[no-untyped-call]
     assert {"tapmirror_build", "tapmirror_tap_state"} <= {family.name for family in families}
 
 
 def test_everybody_else_gets_plain_text(endpoint: Endpoint) -> None:
-    with urllib.request.urlopen(f"http://127.0.0.1:{endpoint.address[1]}/metrics", timeout=PATIENCE) as answer:
-        assert answer.headers["Content-Type"].startswith("text/plain; version=")
-        assert list(parse_plain(answer.read().decode()))
+    with urllib.request.urlopen(f"http://127.0.0.1:{endpoint.address[1]}/metrics", timeout=PATIENCE) as reply:
+        assert reply.headers["Content-Type"].startswith("text/plain; version=")
+        assert list(parse_plain(reply.read().decode()))
 
 
 @pytest.mark.parametrize(
@@ -74,9 +74,9 @@ def test_everybody_else_gets_plain_text(endpoint: Endpoint) -> None:
     ],
 )
 def test_requests(endpoint: Endpoint, request_line: bytes, status: bytes) -> None:
-    answer = talk(endpoint, request_line + b"\r\n\r\n")
-    assert answer.split(b" ")[1] == status
-    assert (answer.partition(b"\r\n\r\n")[2] == b"") == request_line.startswith(b"HEAD")
+    reply = talk(endpoint, request_line + b"\r\n\r\n")
+    assert reply.split(b" ")[1] == status
+    assert (reply.partition(b"\r\n\r\n")[2] == b"") == request_line.startswith(b"HEAD")
 
 
 def test_a_head_without_end_is_cut_off_for_its_length(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +105,7 @@ def test_slowloris_holds_nobody(endpoint: Endpoint, monkeypatch: pytest.MonkeyPa
             sock.close()
 
 
-def test_one_that_does_not_read_its_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_does_not_read_its_reply_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tapmirror.supervisor.endpoint.PATIENCE", 0.2)
     many = [{"tap": f"tap{i}", "state": "running"} for i in range(20_000)]
     endpoint = Endpoint(TapMetrics(lambda: many).registry(), LOOPBACK, 0)

@@ -34,10 +34,10 @@ def figures() -> dict[str, Any]:
         unit.filtered.update(dict.fromkeys(FilterReason, 1))
         unit.dropped.update(dict.fromkeys(DropReason, 2))
     ledger.events.update({"kernel_syn": 3, "connect_ECONNREFUSED": 1})
-    ledger.answers.update({"2xx": 1, "garbage": 2})
+    ledger.responses.update({"2xx": 1, "garbage": 2})
     for seconds in (*BOUNDS, 1e6):
         ledger.latency.add(seconds)
-    view = View(ledger.bytes, ledger.requests, ledger.events, ledger.answers, ledger.latency, 5, 6)
+    view = View(ledger.bytes, ledger.requests, ledger.events, ledger.responses, ledger.latency, 5, 6)
     compared = brief(State(endpoints={"GET /a": Endpoint(pairs=3)}, unpaired=ALL[0], failures=ALL[1]))
     return {
         **ledger.snapshot(segments=-1),

@@ -174,8 +174,8 @@ def test_the_end_of_one_that_is_muted_lets_no_other_in(monkeypatch: pytest.Monke
     """Of sockets that share the connections: each end of an interface writes the filter anew."""
     let_in: list[list[int]] = []
 
-    def let(_sockets: object, _ports: object, links: list[int], answer_bytes: int = 0) -> None:
-        assert answer_bytes == 321 or not links
+    def let(_sockets: object, _ports: object, links: list[int], response_bytes: int = 0) -> None:
+        assert response_bytes == 321 or not links
         let_in.append([*links])
 
     monkeypatch.setattr(module, "present", lambda patterns: ["a", "b", "c"])
@@ -529,10 +529,10 @@ class Drowned:
     """A netlink socket that has lost messages, and has none."""
 
     def __init__(self) -> None:
-        self.answers: list[OSError] = [OSError(errno.ENOBUFS, "No buffer space available"), BlockingIOError()]
+        self.replies: list[OSError] = [OSError(errno.ENOBUFS, "No buffer space available"), BlockingIOError()]
 
     def recv(self, size: int) -> bytes:
-        raise self.answers.pop(0)
+        raise self.replies.pop(0)
 
 
 def test_lost_messages_alone_ring_the_bell() -> None:

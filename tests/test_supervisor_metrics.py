@@ -323,7 +323,7 @@ def test_what_the_governor_takes_for_errors_the_alert_does_too() -> None:
         pytest.param(True, False, True, True, id="it is dead"),
         pytest.param(True, False, False, True, id="too few connections come to keep its breaker open"),
         pytest.param(True, True, False, False, id="some fail"),
-        pytest.param(False, True, True, False, id="its answers are errors"),
+        pytest.param(False, True, True, False, id="its responses are errors"),
         pytest.param(False, False, False, False, id="nothing comes"),
     ],
 )

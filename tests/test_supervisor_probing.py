@@ -138,7 +138,7 @@ def test_behind_a_ring_it_is_looked_for_longer(wire: Wire) -> None:
 def test_behind_a_ring_whose_worker_had_no_cpu_it_is_looked_for_twice(
     wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first answer behind that time is of before it; the worker reads its ring then."""
+    """The first reply behind that time is of before it; the worker reads its ring then."""
     wire.probing.behind_ring = True
     arrived = iter([0, 0, 0, 1])
     monkeypatch.setattr(wire.probing, "_arrived", arrived.__next__)

@@ -23,7 +23,7 @@ import pytest
 from daemon_rig import text
 from lab import PATIENCE, until
 from scripted_tap import Script, ScriptedTap
-from tapmirror.control.messages import ProtocolError, read_request, write_answer, write_error
+from tapmirror.control.messages import ProtocolError, read_request, write_error, write_reply
 from tapmirror.control.server import Peer
 from tapmirror.spec import TapSpec
 from tapmirror.spec.settings import AllTaps
@@ -134,15 +134,15 @@ class Call:
         self.peer = ROOT
         self.line = line
         self.request = request
-        self.answers: list[bytes] = []
+        self.replies: list[bytes] = []
 
     def answer(self, result: dict[str, Any], descriptor: int | None = None) -> None:
-        self.answers.append(write_answer(self.request.id, result))
+        self.replies.append(write_reply(self.request.id, result))
         if descriptor is not None:
             os.close(descriptor)
 
     def refuse(self, code: str, message: str, problems: Any = ()) -> None:
-        self.answers.append(write_error(self.request.id, code, message, problems))
+        self.replies.append(write_error(self.request.id, code, message, problems))
 
 
 class World:
@@ -219,7 +219,7 @@ class World:
         self.disk[0] = False
         for call, task in self.calls:
             await asyncio.wait_for(task, PATIENCE)
-            assert len(call.answers) == 1, f"{call.line!r} has {len(call.answers)} answers"
+            assert len(call.replies) == 1, f"{call.line!r} has {len(call.replies)} replies"
         self.calls.clear()
         if self.places.stop_file.exists():
             await self.soon(lambda: "" if self.daemon.roster.killed and not self.script.attached() else "it captures")
@@ -358,7 +358,7 @@ class World:
 
     def reload(self) -> None:
         call = Call(b"SIGHUP", None)
-        call.answers.append(b"none is due")
+        call.replies.append(b"none is due")
         self.calls.append((call, asyncio.create_task(self.service._reload_by_signal())))
 
     def clock(self) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers of the resolver, and what becomes of them; e2e/test_names has a real name server."""
+"""Replies of the resolver, and what becomes of them; e2e/test_names has a real name server."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_no_more_addresses_than_are_used() -> None:
     assert len(output) < OUTPUT and len(parsed(output, 80)) == ADDRESSES
 
 
-def test_the_first_answer_is_waited_for() -> None:
+def test_the_first_reply_is_waited_for() -> None:
     assert look_up(Shadow(host="10.0.0.9", port=81), OURSELVES) == [(FOUR, ("10.0.0.9", 81))]
     assert look_up(Shadow(host="fd00::9", port=81), OURSELVES) == [(SIX, ("fd00::9", 81, 0, 0))]
     with pytest.raises(ResolveError, match="no such name"):
@@ -95,19 +95,19 @@ def test_a_signal_while_it_is_asked_leaves_no_process(getent: Path) -> None:
         "while :; do echo x; sleep 0.01; done",
     ],
 )
-def test_a_first_answer_that_does_not_come(getent: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_first_reply_that_does_not_come(getent: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resolving, "FIRST_TIME", 0.2)
     getent.write_text(f"#!/bin/sh\n{script}\n")
     with pytest.raises(ResolveError, match=r"no answer within 0\.2 s"):
         look_up(Shadow(host="a.test", port=81), OURSELVES)
 
 
-def test_of_a_first_answer_without_end_the_beginning_counts(getent: Path) -> None:
+def test_of_a_first_reply_without_end_the_beginning_counts(getent: Path) -> None:
     getent.write_text("#!/bin/sh\nwhile :; do echo 10.0.0.1 STREAM x; done\n")
     assert look_up(Shadow(host="a.test", port=81), OURSELVES) == [(FOUR, ("10.0.0.1", 81))]
 
 
-def test_a_first_answer_in_pieces(getent: Path) -> None:
+def test_a_first_reply_in_pieces(getent: Path) -> None:
     getent.write_text("#!/bin/sh\nprintf 10.0.; sleep 0.01; echo 0.1 STREAM; sleep 0.01; echo 10.0.0.2 STREAM\n")
     assert [address for _, address in look_up(Shadow(host="a.test", port=81), OURSELVES)] == [
         ("10.0.0.1", 81),
@@ -188,7 +188,7 @@ def test_a_resolver_that_hangs(getent: Path) -> None:
     assert again is not None and again.returncode == -9
 
 
-def test_an_answer_that_is_refused(getent: Path) -> None:
+def test_a_reply_that_is_refused(getent: Path) -> None:
     watched = Watched([Shadow(host="a.test", port=80)], [[(FOUR, ("10.0.0.1", 80))]], "it is production")
     getent.write_text("#!/bin/sh\necho 10.0.0.7 STREAM\n")
     assert watched.after(30.0) == watched.after(60.0) == []
@@ -196,7 +196,7 @@ def test_an_answer_that_is_refused(getent: Path) -> None:
     assert watched.names.counts.refused == 2
 
 
-def test_an_answer_that_is_judged_later(getent: Path) -> None:
+def test_a_reply_that_is_judged_later(getent: Path) -> None:
     verdicts: list[str | Undecided | None] = [Undecided(), Undecided(), None]
     known = [[(FOUR, ("10.0.0.1", 80))]]
     shadows = [Shadow(host="a.test", port=80)]

@@ -76,7 +76,7 @@ def test_it_runs_until_it_is_ended(runner: Runner, script: Script, log: Log) -> 
     assert ("service",) in script.taps[0].did
     final = runner.end().result(PATIENCE)
     assert final is not None and final["final"]
-    assert "comparison" not in final, "it is too long for an answer"
+    assert "comparison" not in final, "it is too long for a reply"
     assert runner.end().result(PATIENCE) == final
     assert runner.state == ("stopped", "")
     assert said(log) == ["capture by ebpf"]

@@ -157,7 +157,7 @@ def told_in_pieces(pieces: int, pause: float) -> tuple[WorkerProcess, subprocess
     return worker, process, thread
 
 
-def test_a_long_answer_may_take_longer_than_each_of_its_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_reply_may_take_longer_than_each_of_its_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second for each of them, by a clock that nothing else moves."""
     worker, process, thread = told_in_pieces(16, 0.0)
     now, take = 1000.0, worker._take
@@ -170,7 +170,7 @@ def test_a_long_answer_may_take_longer_than_each_of_its_pieces(monkeypatch: pyte
     monkeypatch.setattr(worker, "_take", late)
     monkeypatch.setattr(patience, "time", SimpleNamespace(monotonic=lambda: now))
     with process:
-        assert worker.answer("compare", 3.0) == {"compare": "x" * 16}
+        assert worker.reply("compare", 3.0) == {"compare": "x" * 16}
         process.kill()
     thread.join()
     worker._control.close()
@@ -181,7 +181,7 @@ def test_pieces_without_end_have_one(monkeypatch: pytest.MonkeyPatch) -> None:
     worker, process, thread = told_in_pieces(100, 0.1)
     with process:
         with pytest.raises(TapError, match="did not answer"):
-            worker.answer("compare", 0.5)
+            worker.reply("compare", 0.5)
         assert process.wait(PATIENCE) == -signal.SIGKILL
     worker._control.close()
     thread.join()

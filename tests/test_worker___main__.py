@@ -115,10 +115,10 @@ class Bare:
         return message[name]
 
     def ask(self, request: str, name: str) -> dict[str, Any]:
-        """The answer to a request."""
+        """The reply to a request."""
         privsep.send(self.control, {"op": request})
-        answer: dict[str, Any] = self.hear(name)
-        return answer
+        reply: dict[str, Any] = self.hear(name)
+        return reply
 
     def ended(self, seconds: float = PATIENCE) -> tuple[int, str]:
         """Wait for its end: exit status and all that it wrote."""
@@ -184,11 +184,11 @@ def test_everything_is_accounted_for_in_every_snapshot_under_load(lab: Lab, capt
 def test_what_the_comparison_knows_is_in_the_last_ledger_only_if_it_is_asked_for(lab: Lab, wanted: bool) -> None:
     with Bare(lab.node, "packet", compare=Compare(level=Level.STATUS)) as worker:
         privsep.send(worker.control, {"op": "drain", "comparison": wanted})
-        pieces, answer = privsep.Pieces(1 << 20), dict[str, Any]()
-        while not answer:
+        pieces, reply = privsep.Pieces(1 << 20), dict[str, Any]()
+        while not reply:
             assert select.select([worker.control], [], [], PATIENCE)[0]
-            answer = pieces.take(privsep.receive(worker.control, MESSAGE)[0])
-        final = answer["final"]
+            reply = pieces.take(privsep.receive(worker.control, MESSAGE)[0])
+        final = reply["final"]
         assert "compare" in final and ("comparison" in final) == wanted
 
 

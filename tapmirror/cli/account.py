@@ -12,7 +12,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from tapmirror.cli.amounts import answers, not_counted
+from tapmirror.cli.amounts import not_counted, responses
 
 Row: TypeAlias = tuple[str, list[str]]
 """A row: a fate, and its number in each column."""
@@ -118,7 +118,7 @@ def _lines(ledger: dict[str, Any]) -> Iterator[str]:
     for name, seconds in ledger["missing_s"].items():
         yield f"{name} was not captured for {seconds:.1f} s: it was missing, or could not be"
     for label, shadow in ledger["shadows"].items():
-        yield f"shadow{'' if len(ledger['shadows']) == 1 else f' {label}'}: {answers(shadow)}"
+        yield f"shadow{'' if len(ledger['shadows']) == 1 else f' {label}'}: {responses(shadow)}"
     calls = ledger["events"].get("hook_calls")
     if calls:
         yield f"hook: {calls:,} calls, {ledger['events']['hook_ns'] / calls / 1000:.1f} us each"

@@ -24,7 +24,7 @@ def not_counted(ledger: dict[str, Any]) -> str:
     return f"not counted: those in {lost:,} lost segment{'s' * (lost != 1)}"
 
 
-def answers(shadow: dict[str, Any]) -> str:
+def responses(shadow: dict[str, Any]) -> str:
     """What a shadow answered: how many of each class."""
     none = RAW if not shadow["requests"]["seen"] and shadow["bytes"]["mirrored"] else "no responses"
     return ", ".join(f"{name} {count:,}" for name, count in shadow["answers"].items()) or none

@@ -49,23 +49,23 @@ json_option: Final = click.option("--json", "as_json", is_flag=True, help="Print
 
 
 def ask(socket: Path, request: Request) -> dict[str, Any]:
-    """Ask the daemon and return its answer.
+    """Ask the daemon and return its reply.
 
-    A warning in the answer goes to standard error.  A refusal ends the program with one line and exit code 2, a failure
+    A warning in the reply goes to standard error.  A refusal ends the program with one line and exit code 2, a failure
     with exit code 1.  Ctrl-C ends the waiting, and undoes nothing.
     """
     try:
         with Client(socket) as client:
-            answer = client.ask(request)
+            reply = client.ask(request)
     except ControlError as error:
         refused(error)
     except KeyboardInterrupt:
         if not request.changes:
             raise
         fail("interrupted: the daemon continues with the request; `tapmirror list` shows the result", 130)
-    if "warning" in answer:
-        click.echo(f"tapmirror: warning: {answer['warning']}", err=True)
-    return answer
+    if "warning" in reply:
+        click.echo(f"tapmirror: warning: {reply['warning']}", err=True)
+    return reply
 
 
 def refused(error: ControlError) -> NoReturn:
@@ -77,9 +77,9 @@ def refused(error: ControlError) -> NoReturn:
 
 @contextlib.contextmanager
 def understood() -> Iterator[None]:
-    """Wrap code that reads an answer's fields: raises `ControlError` if one is missing or is not what it should be.
+    """Wrap code that reads a reply's fields: raises `ControlError` if one is missing or is not what it should be.
 
-    It cannot tell an answer of another version from a mistake in the code that reads it, so the message names both, and
+    It cannot tell a reply of another version from a mistake in the code that reads it, so the message names both, and
     the place.  The code must not print anything, since it may end half way.
     """
     try:

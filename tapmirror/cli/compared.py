@@ -173,7 +173,7 @@ def _judged(found: Sequence[Figures], outcome: Outcome) -> Any:
 
 
 def _where(found: Figures) -> list[str]:
-    """Where most answers differ, or why nothing was compared; empty if there is nothing to say.
+    """Where most responses differ, or why nothing was compared; empty if there is nothing to say.
 
     It matters even for a pass: the limits are for all requests together, and one endpoint may still be broken.
     """
@@ -261,10 +261,10 @@ def asked_figures(name: str, limits: VerdictLimits, socket: Path, early: int) ->
     """The figures of a tap of the daemon; ends the program if it has no comparison."""
     try:
         with Client(socket) as client:
-            answer, data = client.report(name)
+            reply, data = client.report(name)
         states = msgspec.json.decode(data, type=list[dict[str, Any]])
-        spec = msgspec.convert(answer["compare"], Compare)
-        found = all_figures([{"tap": answer["tap"], "comparison": states}], limits, [spec])
+        spec = msgspec.convert(reply["compare"], Compare)
+        found = all_figures([{"tap": reply["tap"], "comparison": states}], limits, [spec])
     except NoDaemonError as error:
         fail(f"there is no file {name}, and {error}", 2)
     except ControlError as error:

@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol, Self
 import click
 
 from tapmirror import governor
-from tapmirror.cli.amounts import answers, counted, not_counted
+from tapmirror.cli.amounts import counted, not_counted, responses
 from tapmirror.cli.briefs import brief_lines
 from tapmirror.ledger import waits, worst_wait
 from tapmirror.spec import By, TapSpec
@@ -139,7 +139,7 @@ def shadow_words(shadow: dict[str, Any], cause: str, *, several: bool) -> str:
         name = counted(shadow)
         words.append(f"{shadow[name]['mirrored']:,} {name} mirrored")
         words += [f"{count:,} dropped ({why})" for why, count in shadow[name]["dropped"].items()]
-    return ", ".join([*words, answers(shadow)])
+    return ", ".join([*words, responses(shadow)])
 
 
 def state_words(ledger: dict[str, Any]) -> str:

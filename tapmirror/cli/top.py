@@ -234,21 +234,21 @@ def _name(name: str, style: str = "") -> Text:
 
 
 def shadows_table(taps: list[dict[str, Any]], width: int) -> Table:
-    """A line for each shadow: what is wrong with it, its answers by class, its latencies where they are known.
+    """A line for each shadow: what is wrong with it, its responses by class, its latencies where they are known.
 
     If that leaves no room for what is wrong, whole columns of figures are left out.
     """
     rows: list[tuple[Text, Text, dict[str, Text], Text]] = []
     for tap in taps:
         for label, shadow in ((tap["ledger"] or {}).get("shadows") or {}).items():
-            answers = "  ".join(f"{name} {count:,}" for name, count in shadow["answers"].items())
+            responses = "  ".join(f"{name} {count:,}" for name, count in shadow["answers"].items())
             latency = shadow.get("latency") or {}
             times = [f"{latency[name]:.1f} ms" if name in latency else "" for name in TIMES]
             account = shadow[counted(shadow)]
             counts = (f"{account['mirrored']:,}", f"{sum(account['dropped'].values()):,}")
             unwell = (f"{shadow['reason']}  ", "bold red") if shadow.get("reason") else ""
             figures = dict(zip(FIGURES, map(Text, (*counts, *times)), strict=True))
-            rows.append((_name(label), _name(tap["name"]), figures, Text.assemble(unwell, answers)))
+            rows.append((_name(label), _name(tap["name"]), figures, Text.assemble(unwell, responses)))
     shown = [*FIGURES]
     widths = {name: max([len(name), *(len(figures[name]) for _, _, figures, _ in rows)]) for name in FIGURES}
     names = sum(max([len(head), *(len(row[i]) for row in rows)]) for i, head in enumerate(("SHADOW", "OF TAP")))

@@ -42,7 +42,7 @@ clock of the capture), never waits for anything, and can be asked for its `snaps
 The snapshots of all workers go into `merge`, a state of a shadow into `figures`, and these to `tapmirror.report`.
 To watch it, `comparison.brief()` is enough: some hundred numbers, which add up.
 
-The modules: `pairing` brings requests and answers together; `bodies` and `diff` compare two answers; `identifiers`
+The modules: `pairing` brings requests and responses together; `bodies` and `diff` compare two responses; `identifiers`
 recognises what each version generates, `noise` what differs by itself, and `probes` chooses the requests that are sent
 twice to learn that; `words` and `endpoints` group requests; `sketch`, `statistics` and `verdict` count and judge;
 `summary` is the state, `samples` are for people, `figures` are the results, and `brief` has them in a few numbers.

@@ -125,7 +125,9 @@ def _declared(body: bytes) -> str:
 
 
 def without_boundary(content_type: bytes) -> bytes:
-    """A Content-Type without the boundary of a multipart, which changes with each answer or each start of a server."""
+    """A Content-Type without the boundary of a multipart, which changes with each response or each start of a
+    server.
+    """
     return _BOUNDARY.sub(rb"\1", content_type)
 
 

@@ -26,17 +26,17 @@ from tapmirror.compare.summary import SCHEMA, STATUS, Endpoint, Summary, is_erro
 from tapmirror.compare.thinning import Draw, Rate
 from tapmirror.compare.verdict import VerdictLimits
 from tapmirror.events import KEEPING, NO_BODY, WHOLE, Buffer
-from tapmirror.exchange import PROBE, Answer, Asked, Exchange, Reply, Unpaired
-from tapmirror.framing.answers import NOTHING, ReaderBounds, ResponseMemory
+from tapmirror.exchange import PROBE, Asked, Delivery, Exchange, Response, Unpaired
 from tapmirror.framing.head import SAFE, is_safe
+from tapmirror.framing.response_content import NOTHING, ReaderBounds, ResponseMemory
 from tapmirror.spec.compare import Compare, Level
 
 BEGINNINGS: Final = tuple(method + b" " for method in sorted(SAFE))
 """The beginning of a request with a safe method."""
 HEAD_BYTES: Final = 64 << 10
-"""Most bytes of an answer's head, the same as of a request's."""
+"""Most bytes of a response's head, the same as of a request's."""
 REPEAT_EVERY: Final = 8
-"""One in this many exchanges of an endpoint is compared with an earlier answer of production's; of the first
+"""One in this many exchanges of an endpoint is compared with an earlier response of production's; of the first
 `REPEAT_FIRST`, every second one."""
 REPEAT_FIRST: Final = 2000
 BODIES: Final = 4096
@@ -167,7 +167,7 @@ class Comparison:
             conversation.close(reason)
 
     def tick(self, now: float, time_ns: int) -> None:
-        """Call it about once a second; `now` as everywhere, `time_ns` by the clock of the answers."""
+        """Call it about once a second; `now` as everywhere, `time_ns` by the clock of the responses."""
         self._now = now
         self.settle()
         self._count_rested()
@@ -207,7 +207,7 @@ class Comparison:
     # --- what comes of it: Sink
 
     def paired(self, exchange: Exchange) -> None:
-        """Take a request with production's answer and the shadows'.  It is compared in a batch, or by `settle`."""
+        """Take a request with production's response and the shadows'.  It is compared in a batch, or by `settle`."""
         self._done.append((exchange, self._now))
         self._done_bytes += exchange.size
         if len(self._done) >= TOGETHER or self._done_bytes >= TOGETHER_BYTES:
@@ -221,7 +221,7 @@ class Comparison:
             self._look_at(exchange, now)
 
     def _look_at(self, exchange: Exchange, now: float) -> None:
-        asked, production, replies = exchange.asked, exchange.production, exchange.replies
+        asked, production, deliveries = exchange.asked, exchange.production, exchange.deliveries
         if asked.checks:
             self._checked(exchange)
             return
@@ -236,28 +236,28 @@ class Comparison:
         repeat = None
         plain = self._level is Level.STATUS
         for shadow, summary in enumerate(self._summaries):
-            reply = replies.get(shadow)
-            if reply is None:
+            delivery = deliveries.get(shadow)
+            if delivery is None:
                 summary.unpaired(exchange.left_out.get(shadow, Unpaired.NOT_SENT).value)
                 continue
             endpoint = summary.endpoint(name)
-            summary.observe(endpoint, asked, production, reply, now)
+            summary.observe(endpoint, asked, production, delivery, now)
             if plain:
-                if production.status != reply.answer.status:
-                    self._differs(shadow, name, endpoint, exchange, reply, now)
+                if production.status != delivery.response.status:
+                    self._differs(shadow, name, endpoint, exchange, delivery, now)
                 else:
                     endpoint.compared += 1
                 continue
             if asked.marked or (self._level is Level.BODY and (not asked.bodies or self._bodies.owes)):
                 summary.state.thinned += 1
                 continue
-            self._differs(shadow, name, endpoint, exchange, reply, now)
-            if endpoint is self._short[shadow] and self._allowance.checks(2) and is_safe(reply.request):
-                self._again(shadow, exchange, reply, ANY)
+            self._differs(shadow, name, endpoint, exchange, delivery, now)
+            if endpoint is self._short[shadow] and self._allowance.checks(2) and is_safe(delivery.request):
+                self._again(shadow, exchange, delivery, ANY)
             if asked.probed:
-                probe = replies.get(shadow + PROBE)
+                probe = deliveries.get(shadow + PROBE)
                 if probe is not None:
-                    twice = self._compare(asked, reply.answer, probe.answer)
+                    twice = self._compare(asked, delivery.response, probe.response)
                     if not twice.skipped or twice.found:
                         summary.noisy(endpoint, [each.field for each in twice.found], probe=True)
             every = 2 if endpoint.pairs <= REPEAT_FIRST else REPEAT_EVERY
@@ -279,7 +279,7 @@ class Comparison:
 
     # --- inside
 
-    def _compare(self, asked: Asked, one: Answer, other: Answer) -> Compared:
+    def _compare(self, asked: Asked, one: Response, other: Response) -> Compared:
         compared = compare(one, other, self._rules, bodiless=asked.method == b"HEAD")
         if compared.looked > BODIES:
             self._bodies.pay(compared.looked / BODIES - 1)
@@ -293,12 +293,12 @@ class Comparison:
                 summary.unpaired(Unpaired.THINNED.value, rested)
 
     def _differs(
-        self, shadow: int, name: str, endpoint: Endpoint, exchange: Exchange, reply: Reply, now: float
+        self, shadow: int, name: str, endpoint: Endpoint, exchange: Exchange, delivery: Delivery, now: float
     ) -> None:
-        """Compare the answers, count what differs, and keep samples as far as wanted."""
+        """Compare the responses, count what differs, and keep samples as far as wanted."""
         asked, production = exchange.asked, exchange.production
         summary = self._summaries[shadow]
-        compared = self._compare(asked, production, reply.answer)
+        compared = self._compare(asked, production, delivery.response)
         if not compared.skipped or compared.found:  # bodies that were not compared may differ
             endpoint.compared += 1
         if compared.skipped:
@@ -306,55 +306,59 @@ class Comparison:
             if reason in endpoint.skipped or len(endpoint.skipped) < REASONS:
                 endpoint.skipped[reason] = endpoint.skipped.get(reason, 0) + 1
         if asked.method not in SAFE and self._level is not Level.STATUS and not compared.skipped:
-            looked = self._identifiers[shadow].sort(name, asked, production, reply.answer, compared.found)
+            looked = self._identifiers[shadow].sort(name, asked, production, delivery.response, compared.found)
             if compared.found:
                 compared.found = looked.found
             summary.unlike(endpoint, looked.unlike)
         if compared.found:
-            if is_error(production.status) != is_error(reply.answer.status):
+            if is_error(production.status) != is_error(delivery.response.status):
                 endpoint.erring += 1
-            elif production.status != reply.answer.status:
-                summary.add_discordant(endpoint, production.status, reply.answer.status)
+            elif production.status != delivery.response.status:
+                summary.add_discordant(endpoint, production.status, delivery.response.status)
             wanted = summary.differed(endpoint, [each.field for each in compared.found])
             if wanted:
                 label, base = self._shadows[shadow]
                 samples = sample(
-                    asked, production, reply.answer, wanted, self._rules, self._redaction, base or label, now
+                    asked, production, delivery.response, wanted, self._rules, self._redaction, base or label, now
                 )
                 for field, one in samples.items():
                     summary.add_sample(endpoint, field, one)
-            if reply.request and is_safe(reply.request):
+            if delivery.request and is_safe(delivery.request):
                 fields = worth_checking(endpoint, [each.field for each in compared.found])
                 if fields:
                     self._allowance.want_checks()
                     if self._allowance.checks():
-                        self._again(shadow, exchange, reply, fields)
+                        self._again(shadow, exchange, delivery, fields)
 
-    def _again(self, shadow: int, exchange: Exchange, reply: Reply, checks: tuple[str, ...]) -> None:
+    def _again(self, shadow: int, exchange: Exchange, delivery: Delivery, checks: tuple[str, ...]) -> None:
         asked = exchange.asked
         conversation = self._conversations.get(asked.flow)
         if conversation is None:
             return
-        flags = WHOLE | reply.flags & (NO_BODY | KEEPING)
+        flags = WHOLE | delivery.flags & (NO_BODY | KEEPING)
         body_limit = self._spec.body_bytes if asked.bodies else NOTHING
         again = msgspec.structs.replace(asked, checks=checks)
-        number = conversation.again(again, shadow, reply.answer, flags, body_limit, self._now)
+        number = conversation.again(again, shadow, delivery.response, flags, body_limit, self._now)
         if number:
             self._allowance.pay_check()
-            self.checks.append(Recheck(asked.flow, number, shadow, reply.request, flags))
+            self.checks.append(Recheck(asked.flow, number, shadow, delivery.request, flags))
 
     def _checked(self, exchange: Exchange) -> None:
-        """Take the shadow's two answers to one request, of which the first differed from production's."""
+        """Take the shadow's two responses to one request, of which the first differed from production's."""
         asked, first = exchange.asked, exchange.production
-        for number, reply in exchange.replies.items():
-            compared = self._compare(asked, first, reply.answer)
+        for number, delivery in exchange.deliveries.items():
+            compared = self._compare(asked, first, delivery.response)
             paths = [each.path for each in compared.found]
             whole = len(paths) < self._spec.differences and not compared.skipped
             summary = self._summaries[number - PROBE]
             endpoint = summary.endpoint(self._endpoints.name(asked.method, asked.target, asked.operation))
-            if reply.answer.failure is None and first.status != reply.answer.status and STATUS in asked.checks:
+            if (
+                delivery.response.failure is None
+                and first.status != delivery.response.status
+                and STATUS in asked.checks
+            ):
                 summary.checked(endpoint, {STATUS: False})
-            if not whole or reply.answer.failure is not None or first.status != reply.answer.status:
+            if not whole or delivery.response.failure is not None or first.status != delivery.response.status:
                 continue
             if asked.checks == ANY:
                 summary.noisy(endpoint, [each.field for each in compared.found], probe=True)
@@ -366,8 +370,8 @@ class Comparison:
             if lacks_pairs(endpoint, [endpoint.fields[name] for name in held if name in endpoint.fields]):
                 self._short[number - PROBE] = endpoint
 
-    def _repeat(self, asked: Asked, production: Answer) -> list[list[str]]:
-        """[what differs from production's last answer to the same request]; empty if there is no such answer."""
+    def _repeat(self, asked: Asked, production: Response) -> list[list[str]]:
+        """[what differs from production's last response to the same request]; empty if there is no such response."""
         before = self._repeats.swap(request_key(asked.head), production)
         if before is None:
             return []

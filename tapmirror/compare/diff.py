@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What two answers to one request differ in: status, header fields, body.
+"""What two responses to one request differ in: status, header fields, body.
 
 Theory of operation
 -------------------
@@ -48,7 +48,7 @@ from tapmirror.compare.bodies import (
 )
 from tapmirror.compare.findings import Change, Difference, Findings
 from tapmirror.compare.rules import Rules
-from tapmirror.exchange import Answer
+from tapmirror.exchange import Response
 from tapmirror.spec.compare import Level
 
 _CODING: Final = re.compile(rb"\ncontent-encoding[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE)
@@ -65,10 +65,10 @@ class Compared(msgspec.Struct, gc=False):
     """Decoded bytes of both bodies that were inspected, which is what took time.  Bytes of XML count as more."""
 
 
-def compare(one: Answer, other: Answer, rules: Rules, *, bodiless: bool = False) -> Compared:
-    """What the shadow's answer (`other`) differs in from production's, as far as the level says.
+def compare(one: Response, other: Response, rules: Rules, *, bodiless: bool = False) -> Compared:
+    """What the shadow's response (`other`) differs in from production's, as far as the level says.
 
-    `bodiless`: answers to HEAD, of whose bodies nothing but their length is known.
+    `bodiless`: responses to HEAD, of whose bodies nothing but their length is known.
     """
     if one.status != other.status:
         change = Change.VALUE if other.failure is None else Change.MISSING
@@ -89,7 +89,7 @@ def compare(one: Answer, other: Answer, rules: Rules, *, bodiless: bool = False)
     return Compared(findings.found, skipped, looked)
 
 
-def _bodies(findings: Findings, one: Answer, other: Answer) -> tuple[str, int]:
+def _bodies(findings: Findings, one: Response, other: Response) -> tuple[str, int]:
     """Compare the bodies.  Returns why they were not compared (empty: they were), and how many bytes were inspected."""
     limit = findings.rules.decoded_bytes
     if not one.whole or not other.whole:
@@ -106,7 +106,7 @@ def _bodies(findings: Findings, one: Answer, other: Answer) -> tuple[str, int]:
         findings.add(Change.VALUE, "body", _measure(one), _measure(other))
         return "", 0
     try:
-        # a Content-Encoding may also be there without a body: in answers to HEAD, and with 304
+        # a Content-Encoding may also be there without a body: in responses to HEAD, and with 304
         first = decoded(one.body, coding, limit) if coding and one.body else one.body
         second = decoded(other.body, its_coding, limit) if its_coding and other.body else other.body
     except TooLongError:
@@ -173,21 +173,21 @@ def _may_be_json(body: bytes, type_: bytes) -> bool:
     return _BRACKET.match(body) is not None or documents.of_events(type_)
 
 
-def _same(one: Answer, other: Answer) -> bool:
+def _same(one: Response, other: Response) -> bool:
     """Whether two bodies of the same length are the same for certain."""
     if len(one.body) == one.length and len(other.body) == other.length:
         return one.body == other.body
     return bool(one.digest) and one.digest == other.digest
 
 
-def _value(field: re.Pattern[bytes], answer: Answer) -> bytes:
-    found = field.search(answer.head)
+def _value(field: re.Pattern[bytes], response: Response) -> bytes:
+    found = field.search(response.head)
     return b"" if found is None else found[1]
 
 
-def _measure(answer: Answer) -> str:
-    start = answer.body[:100].decode("utf-8", "replace")
-    return f"{answer.length} bytes, beginning with {start!r}"
+def _measure(response: Response) -> str:
+    start = response.body[:100].decode("utf-8", "replace")
+    return f"{response.length} bytes, beginning with {start!r}"
 
 
 _BRACKET: Final = re.compile(rb"\s*+[{\[]")

@@ -27,7 +27,7 @@ DEPTH: Final = 48
 """Most levels of JSON that are compared by member; what is deeper is compared as a whole."""
 
 LEVELS: Final = 2
-"""Levels of objects that are split into raw members before anything is decoded: answers often have one object around
+"""Levels of objects that are split into raw members before anything is decoded: responses often have one object around
 their content."""
 MEMBERS: Final = 128
 """Most members of an object that are split this way; splitting more takes as long as decoding them, as they are usually
@@ -74,7 +74,7 @@ def document(body: bytes, type_: bytes) -> Document | None:
 def unlike(one: bytes, other: bytes) -> tuple[Document, Document] | None:
     """Two objects without the members whose bytes are equal on both sides; None: both must be decoded completely.
 
-    Most answers differ in few members, and splitting takes a third of the time of decoding.
+    Most responses differ in few members, and splitting takes a third of the time of decoding.
     """
     if one[:1] != b"{" or other[:1] != b"{":
         return None
@@ -212,7 +212,7 @@ class Search:
         only if both documents have equally many of true and of false.  NOTE: a document with true in place of 1, and 1
         in place of true, is missed."""
         self.pruned: bool | None = None
-        """The answer of `prunes`; None: it was not called yet."""
+        """The result of `prunes`; None: it was not called yet."""
 
     def values(self, one: Any, other: Any, path: str, depth: int) -> None:
         """Compare two JSON values."""

@@ -70,18 +70,18 @@ class SideFigures(msgspec.Struct, frozen=True):
     """One side of an endpoint."""
 
     statuses: dict[str, int]
-    """Answers by status code; `none`: no answer came."""
+    """Responses by status code; `none`: no response came."""
     error_rate: float
     first: dict[str, float]
-    """Time from the request's last byte to the answer's first, in milliseconds: p50, p90, p99."""
+    """Time from the request's last byte to the response's first, in milliseconds: p50, p90, p99."""
     last: dict[str, float]
-    """Time from the request's last byte to the answer's last, in milliseconds: p50, p90, p99."""
+    """Time from the request's last byte to the response's last, in milliseconds: p50, p90, p99."""
     mean_bytes: float
     """Mean length of a body as it came, in bytes."""
 
 
 class FieldFigures(msgspec.Struct, frozen=True):
-    """A field in which answers differ."""
+    """A field in which responses differ."""
 
     kind: str
     path: str
@@ -263,7 +263,7 @@ class Judged(msgspec.Struct, frozen=True):
     possible: int = 0
     """Exchanges with a field that is not noise, or may not be noise; without those of `erring`."""
     erring: int = 0
-    """Exchanges of `differing` that differ because only one side's answer is an error."""
+    """Exchanges of `differing` that differ because only one side's response is an error."""
 
     def __add__(self, other: Judged) -> Judged:
         return Judged(
@@ -596,7 +596,7 @@ def _coarse(buckets: dict[int, int], share: float) -> float:
 
 
 _STATUS: Final = " status"
-"""The end of the names of differences of statuses; such answers are not compared any further."""
+"""The end of the names of differences of statuses; such responses are not compared any further."""
 _IDENTIFIER: Final = f"{Change.IDENTIFIER.value} "
 _VALUE: Final = f"{Change.VALUE.value} "
 _PROBED: Final = ("GET ", "HEAD ", "OPTIONS ")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What two answers differ in, as far as it counts."""
+"""What two responses differ in, as far as it counts."""
 
 from __future__ import annotations
 

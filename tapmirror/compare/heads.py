@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the header fields of two answers differ in."""
+"""What the header fields of two responses differ in."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def differ(findings: Findings, one: bytes, other: bytes) -> None:
 
 
 def lengths_differ(findings: Findings, one: bytes, other: bytes) -> None:
-    """Compare the lengths of bodies that two answers to HEAD leave out.
+    """Compare the lengths of bodies that two responses to HEAD leave out.
 
     Only if both give it, since they need not (RFC 9110, 8.6), and neither is compressed, since compression may differ.
     """

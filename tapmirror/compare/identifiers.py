@@ -9,15 +9,16 @@ request may not be sent twice to see that.  But identifiers can be recognised ov
 * a *token* (UUID, ULID, a hash, a random name) has the same form on both sides, is a new one on both sides in every
   exchange, and never comes again;
 * a *number* (17, `ORD-00017`, `/orders/17`) goes up with time on both sides, and never comes again;
-* a *time* (RFC 3339, or since the epoch) is equally far from the Date of its own answer on both sides, within `APART`.
+* a *time* (RFC 3339, or since the epoch) is equally far from the Date of its own response on both sides, within
+  `APART`.
 
 Such a difference is called `Change.IDENTIFIER`.  An exchange can also be *unlike* an identifier, which counts against
 the whole field: both sides have the same token, it was in the request, or both sides' numbers go down.  A field with
 enough such differences and hardly anything unlike is noise (`likely`); every other field differs.
 
 If only one side breaks the rules, it is not a difference of identifiers but stays a difference of the value: a form
-that is not production's, a token that came before or is elsewhere in the other side's answer, a number that does not go
-up.
+that is not production's, a token that came before or is elsewhere in the other side's response, a number that does not
+go up.
 
 NOTE: two tokens that are swapped, and a number that counts things (`total`, one more after each request) and is wrong
 by the same amount each time, cannot be told from identifiers.  So reports list what was taken for one.
@@ -40,7 +41,7 @@ from tapmirror.compare.bodies import TooLongError, UndecodableError, decoded, is
 from tapmirror.compare.documents import at, document
 from tapmirror.compare.findings import Change, Difference
 from tapmirror.compare.heads import fields
-from tapmirror.exchange import Answer, Asked
+from tapmirror.exchange import Asked, Response
 
 ENOUGH: Final = 20
 """How many differences of identifiers a field needs to be taken for one."""
@@ -55,14 +56,15 @@ BEFORE: Final = 32
 STEP: Final = 125_000_000
 """Least nanoseconds between two numbers that are remembered of one side."""
 CERTAIN: Final = 1_000_000_000
-"""If two answers are this many nanoseconds apart, the later one must have the higher number.  Requests at the same time
-are answered in any order, and answers come here in the order of the slower side."""
+"""If two responses are this many nanoseconds apart, the later one must have the higher number.  Requests at the same
+time are answered in any order, and responses come here in the order of the slower side."""
 APART: Final = 3.0
-"""Seconds by which a time's distance from its answer's Date, which has whole seconds, may differ between the sides."""
+"""Seconds by which a time's distance from its response's Date, which has whole seconds, may differ between the
+sides."""
 FAR: Final = 400 * 86400.0
 """Seconds from the Date within which a number is taken for a time: things expire within a year."""
 LONG: Final = 8
-"""Least characters of a token that is searched for in requests and answers: shorter ones are there by chance."""
+"""Least characters of a token that is searched for in requests and responses: shorter ones are there by chance."""
 
 _UUID: Final = r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"
 _TOKEN: Final = re.compile(
@@ -154,10 +156,10 @@ class Identifiers:
         self._tracks: dict[tuple[str, str, bool], _Track] = {}
         self._tokens: dict[str, list[str]] = {}
 
-    def sort(self, endpoint: str, asked: Asked, one: Answer, other: Answer, found: list[Difference]) -> Sorted:
+    def sort(self, endpoint: str, asked: Asked, one: Response, other: Response, found: list[Difference]) -> Sorted:
         """Change differences that look like two identifiers to `Change.IDENTIFIER`.
 
-        For exchanges whose request may not be sent twice.  `one` is production's answer, `other` the shadow's.
+        For exchanges whose request may not be sent twice.  `one` is production's response, `other` the shadow's.
         """
         sorted_: list[Difference] = []
         unlike: list[str] = []
@@ -213,7 +215,7 @@ def likely(count: int, unlike: int) -> bool:
     return count >= ENOUGH and UNLIKE * unlike <= count
 
 
-def _equal(tokens: list[str], differing: set[str], one: Answer) -> list[str]:
+def _equal(tokens: list[str], differing: set[str], one: Response) -> list[str]:
     """The tokens that are present and do not differ: two sides never generate the same identifier.
 
     Null and empty values, and values inside something that differs as a whole, do not count.
@@ -222,13 +224,13 @@ def _equal(tokens: list[str], differing: set[str], one: Answer) -> list[str]:
     return _standing(rest, one) if rest else []
 
 
-def _standing(paths: list[str], answer: Answer) -> list[str]:
-    """The paths at which an answer has a token, among header fields, members of JSON and elements of XML.
+def _standing(paths: list[str], response: Response) -> list[str]:
+    """The paths at which a response has a token, among header fields, members of JSON and elements of XML.
 
     Elsewhere it could not be seen that both sides have the same token, so nothing there is taken for an identifier.
     """
-    names = fields(answer.head)
-    read = _reader(_plain_body(answer), names.get(b"content-type", b""))
+    names = fields(response.head)
+    read = _reader(_plain_body(response), names.get(b"content-type", b""))
     return [
         path
         for path in paths
@@ -259,7 +261,7 @@ def _is_token(value: Any) -> bool:
     return text is not None and form(text) is not None
 
 
-def _forms(each: Difference, one: Answer, other: Answer, *, known: bool) -> tuple[Form, Form] | None:
+def _forms(each: Difference, one: Response, other: Response, *, known: bool) -> tuple[Form, Form] | None:
     """What both values look like, if they look like identifiers; `known`: the field is one of tokens."""
     first, second = _text(each.one), _text(each.other)
     if first is None or second is None:
@@ -336,8 +338,8 @@ def _prefix(token: str) -> str:
     return "" if found is None else found[0]
 
 
-def _in_time(first: str, second: str, one: Answer, other: Answer) -> bool | None:
-    """Whether both are times as far from the Dates of their answers; None: neither looks like one."""
+def _in_time(first: str, second: str, one: Response, other: Response) -> bool | None:
+    """Whether both are times as far from the Dates of their responses; None: neither looks like one."""
     date, its_date = _date(one.head), _date(other.head)
     if date is None or its_date is None:
         return None
@@ -382,15 +384,15 @@ def _within(value: str, *texts: bytes) -> bool:
     return any(wanted in text for text in texts)
 
 
-def _plain(answer: Answer) -> bytes:
-    """The head of an answer, and its body without codings."""
-    return answer.head + _plain_body(answer)
+def _plain(response: Response) -> bytes:
+    """The head of a response, and its body without codings."""
+    return response.head + _plain_body(response)
 
 
-def _plain_body(answer: Answer) -> bytes:
-    """The body of an answer without codings; empty if it is too long or broken."""
-    coding = fields(answer.head).get(b"content-encoding", b"")
+def _plain_body(response: Response) -> bytes:
+    """The body of a response without codings; empty if it is too long or broken."""
+    coding = fields(response.head).get(b"content-encoding", b"")
     try:
-        return decoded(answer.body, coding, 1 << 20) if coding else answer.body
+        return decoded(response.body, coding, 1 << 20) if coding else response.body
     except (TooLongError, UndecodableError):
         return b""

@@ -5,8 +5,8 @@ Theory of operation
 -------------------
 Two kinds of pairs show it, without a second production:
 
-* A *probe*: a safe request that the shadow got twice.  Its two answers come from the same version.
-* A *repeat*: the same request (method, target, fields that choose an answer) that production answered again later.
+* A *probe*: a safe request that the shadow got twice.  Its two responses come from the same version.
+* A *repeat*: the same request (method, target, fields that choose a response) that production answered again later.
 
 Noise is what both show.  If a field differs among probes only, the shadow is inconsistent where production is not.  If
 it differs among repeats only, data changed in between.
@@ -18,17 +18,17 @@ certain that the rates differ (confidence sequences, `statistics`), in one of tw
 
 * The raw rate is higher than that of noise.
 * The difference *holds*.  To exclude noise of 1 % takes a thousand pairs of any requests.  So half of the probes are
-  *checks*: a safe request whose answers just differed in something that is not known to be noise goes to the
-  shadow once more.  A fault of the new version is there again: its second answer is as its first.  Were both
-  versions alike, each of the three answers could be the odd one, by symmetry with the same probability; that it is
+  *checks*: a safe request whose responses just differed in something that is not known to be noise goes to the
+  shadow once more.  A fault of the new version is there again: its second response is as its first.  Were both
+  versions alike, each of the three responses could be the odd one, by symmetry with the same probability; that it is
   production's, and not the shadow's first, then has a probability of one half at most, whatever the noise is like
   and however rare.  So ten checks that all hold are a surprise of 1 in 100.  What is left of that half goes to more
   pairs of endpoints where nothing else is missing.
 
-Symmetry fails if what differs depends on time: the first two answers are milliseconds apart, and the check comes
+Symmetry fails if what differs depends on time: the first two responses are milliseconds apart, and the check comes
 seconds later.  A clock that shows minutes differs among the first two if its tick is between them, and then holds.  But
-a probe is `DRIFT` times further from the first copy than the two answers to one request are from each other, so such a
-field differs among probes that many times as often.  So the second way also requires that noise is rarer than `DRIFT`
+a probe is `DRIFT` times further from the first copy than the two responses to one request are from each other, so such
+a field differs among probes that many times as often.  So the second way also requires that noise is rarer than `DRIFT`
 times the raw rate.
 
 A field is called different with a probability of error of `SURPRISE`, whenever one looks.  A verdict, which is about
@@ -51,7 +51,7 @@ import msgspec
 
 from tapmirror.compare.statistics import majority_evidence, share_high, share_low
 from tapmirror.compare.summary import Endpoint, Field
-from tapmirror.exchange import Answer
+from tapmirror.exchange import Response
 
 ENOUGH: Final = 20
 """How many pairs of one kind are needed to rely on that kind alone."""
@@ -72,7 +72,7 @@ CHOOSING: Final = frozenset(
         *(b"if-match", b"if-none-match", b"if-modified-since", b"if-unmodified-since", b"if-range"),
     }
 )
-"""Request fields on which an answer usually depends."""
+"""Request fields on which a response usually depends."""
 
 
 class Nature(enum.Enum):
@@ -193,33 +193,33 @@ def apart_by_either(endpoint: Endpoint, field: Field, alpha: float) -> bool:
 
 
 class Repeats:
-    """Production's last answers to some requests, at most so many and so many bytes."""
+    """Production's last responses to some requests, at most so many and so many bytes."""
 
     def __init__(self, most: int, most_bytes: int) -> None:
         self._most = most
         self._free = most_bytes
-        self._answers: OrderedDict[bytes, Answer] = OrderedDict()
+        self._responses: OrderedDict[bytes, Response] = OrderedDict()
 
-    def swap(self, key: bytes, answer: Answer) -> Answer | None:
-        """Remember an answer; returns the one before it to the same request, None if none is remembered."""
-        before = self._answers.pop(key, None)
+    def swap(self, key: bytes, response: Response) -> Response | None:
+        """Remember a response; returns the one before it to the same request, None if none is remembered."""
+        before = self._responses.pop(key, None)
         if before is not None:
             self._free += _size(before)
-        size = _size(answer)
-        while self._answers and (self._free < size or len(self._answers) >= self._most):
-            self._free += _size(self._answers.popitem(last=False)[1])
+        size = _size(response)
+        while self._responses and (self._free < size or len(self._responses) >= self._most):
+            self._free += _size(self._responses.popitem(last=False)[1])
         if self._free >= size:
-            self._answers[key] = answer
+            self._responses[key] = response
             self._free -= size
         return before
 
 
 def request_key(head: bytes) -> bytes:
-    """A hash of what a request's answer depends on: its first line, and the fields of `CHOOSING`."""
+    """A hash of what a request's response depends on: its first line, and the fields of `CHOOSING`."""
     lines = head.split(b"\r\n")
     chosen = [line for line in lines[1:] if line.partition(b":")[0].lower() in CHOOSING]
     return blake2b(b"\n".join([lines[0], *sorted(chosen)]), digest_size=16).digest()
 
 
-def _size(answer: Answer) -> int:
-    return 200 + len(answer.head) + len(answer.body)
+def _size(response: Response) -> int:
+    return 200 + len(response.head) + len(response.body)

@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The requests of one connection, each paired with production's answer and each shadow's.
+"""The requests of one connection, each paired with production's response and each shadow's.
 
 Theory of operation
 -------------------
-On each side answers come in the order of the requests (RFC 9112, 9.3.2).  So a reader of each side, which is told of
-every request that goes there, knows which answer belongs to which request.  Here the sides are brought together: a
+On each side responses come in the order of the requests (RFC 9112, 9.3.2).  So a reader of each side, which is told of
+every request that goes there, knows which response belongs to which request.  Here the sides are brought together: a
 request is done when production and every shadow that got it have answered, or cannot answer any more.
 
-*Never mispaired.*  A hole in production's answers, outside a body of known length, hides how many of them went by.
+*Never mispaired.*  A hole in production's responses, outside a body of known length, hides how many of them went by.
 Then everything in progress is unpaired, and so is everything after it, until a request begins while, as far as is
-known, no other one waits for its answer.  This can be known only for clients that wait for each answer before the next
-request.  So:
+known, no other one waits for its response.  This can be known only for clients that wait for each response before the
+next request.  So:
 
-* A client that was ever seen to send a request before the previous answer (pipelining) is not trusted: after a hole,
+* A client that was ever seen to send a request before the previous response (pipelining) is not trusted: after a hole,
   nothing of its connection is paired again.
-* A hole in the chunks of an answer hides where the answer ends, but not whose it is.  It ends when the client, which
+* A hole in the chunks of a response hides where the response ends, but not whose it is.  It ends when the client, which
   waits, sends the next request; its times are those of the part that was seen.  The same holds for segments of which
   only the first bytes are captured.
-* The first pair after a hole is held until the next request begins, or the connection ends, without a further answer in
-  between: if the reader had been one answer behind, that answer would have had no request.
+* The first pair after a hole is held until the next request begins, or the connection ends, without a further response
+  in between: if the reader had been one response behind, that response would have had no request.
 
 NOTE: a client whose first requests were not seen, or that was joined mid-stream, and that from then on always has one
 more request in progress than it seems, is paired wrongly until it has none in progress: nothing on the wire
@@ -46,16 +46,16 @@ import msgspec
 
 from tapmirror.compare.operations import OPENING
 from tapmirror.events import Buffer
-from tapmirror.exchange import PROBE, Answer, Asked, Exchange, Failure, Reply, Unpaired
-from tapmirror.framing.answers import NOTHING, AnswerReader, ReaderBounds, ResponseMemory, memory_of
-from tapmirror.framing.response import KNOWN_BYTES
+from tapmirror.exchange import PROBE, Asked, Delivery, Exchange, Failure, Response, Unpaired
+from tapmirror.framing.response_content import NOTHING, ContentReader, ReaderBounds, ResponseMemory, memory_of
+from tapmirror.framing.response_end import KNOWN_BYTES
 
 SAMPLE_BODY: Final = 2048
 """Most bytes of a request's body that are kept: as much as a curl line has room for."""
 PENDING_BYTES: Final = 800
 """Bytes that a request in progress counts in addition to its head and body: all its objects, and its places in tables
 and queues, as measured."""
-REPLY_BYTES: Final = 250
+DELIVERY_BYTES: Final = 250
 """The same for each shadow."""
 
 
@@ -63,7 +63,7 @@ class Sink(Protocol):
     """Where the outcomes go."""
 
     def paired(self, exchange: Exchange) -> None:
-        """A request is done: every side that will answer has answered.  `replies` may be empty."""
+        """A request is done: every side that will answer has answered.  `deliveries` may be empty."""
 
     def unpaired(self, reason: Unpaired) -> None:
         """A request that cannot be compared, with any of the shadows."""
@@ -76,11 +76,12 @@ class Pending(msgspec.Struct, gc=False):
     flags: int
     body_limit: int
     since: float
-    replies: dict[int, Reply]
+    deliveries: dict[int, Delivery]
     waiting: int
-    """How many things it waits for: its end, production's answer, the choice of shadows, their answers, its release."""
+    """How many things it waits for: its end, production's response, the choice of shadows, their responses, its
+    release."""
     left_out: dict[int, Unpaired] = {}
-    production: Answer | None = None
+    production: Response | None = None
     decided: bool = False
     dead: bool = False
     """Whether the sink has its outcome already."""
@@ -89,18 +90,18 @@ class Pending(msgspec.Struct, gc=False):
 class _Side:
     """One shadow's connection."""
 
-    __slots__ = ("answers", "head", "reader")
+    __slots__ = ("head", "reader", "responses")
 
-    def __init__(self, reader: AnswerReader) -> None:
+    def __init__(self, reader: ContentReader) -> None:
         self.reader = reader
-        self.answers = 0
+        self.responses = 0
         self.head = b""
-        """The head of the last answer; if it is long, only what `_LAST` found in it."""
+        """The head of the last response; if it is long, only what `_LAST` found in it."""
 
-    def answered(self, answer: Answer) -> None:
-        """Count one more answer of this side."""
-        self.answers += 1
-        head = answer.head
+    def answered(self, response: Response) -> None:
+        """Count one more response of this side."""
+        self.responses += 1
+        head = response.head
         if len(head) > KNOWN_BYTES:
             head = _CLOSE if _LAST.search(head) else b""
         self.head = head
@@ -132,8 +133,8 @@ class Conversation:
         self._bounds = bounds
         self._memory = memory
         self._sink = sink
-        self._cost = PENDING_BYTES + shadows * REPLY_BYTES
-        self._production = AnswerReader(bounds, memory)
+        self._cost = PENDING_BYTES + shadows * DELIVERY_BYTES
+        self._production = ContentReader(bounds, memory)
         self._sides: dict[int, _Side] = {}
         self._pending: dict[int, Pending] = {}
         self._pipelined = False
@@ -142,7 +143,7 @@ class Conversation:
         self._unconfirmed: Pending | None = None
         """The first request after a hole, until its pair is certain."""
         self._end_implied = False
-        """Whether the previous answer was taken to be complete because the client sent its next request."""
+        """Whether the previous response was taken to be complete because the client sent its next request."""
         if midstream:
             self._production.broken = Unpaired.ORDER
 
@@ -153,7 +154,7 @@ class Conversation:
     # --- production's side
 
     def request(self, asked: Asked | None, flags: int, body_limit: int, now: float) -> None:
-        """The client began a request; `flags` are those of its first `Part`, `body_limit` as in `AnswerReader.expect`.
+        """The client began a request; `flags` are those of its first `Part`, `body_limit` as in `ContentReader.expect`.
 
         `asked` is None for a request that is not compared and only keeps its place among the others.  If it has
         `ended_ns`, the request was seen whole, and `request_ended` need not follow.
@@ -199,7 +200,7 @@ class Conversation:
             self._lost()
 
     def pipelined(self) -> None:
-        """The client sent two requests without an answer in between, whether they are compared or not."""
+        """The client sent two requests without a response in between, whether they are compared or not."""
         self._pipelined = True
 
     @property
@@ -211,7 +212,7 @@ class Conversation:
         """The client begins a request that should not be compared.
 
         True: this connection rests; feed neither requests nor production's bytes until `resume`.  False: it cannot rest
-        yet, because earlier requests wait for answers; call `request` for this one.
+        yet, because earlier requests wait for responses; call `request` for this one.
         """
         production = self._production
         self._finish_implied()
@@ -227,9 +228,9 @@ class Conversation:
         return True
 
     def resume(self) -> None:
-        """End `suspend`: production's bytes are fed again, from the answer to the next request on.
+        """End `suspend`: production's bytes are fed again, from the response to the next request on.
 
-        That includes the answers to earlier requests for which the client did not wait.
+        That includes the responses to earlier requests for which the client did not wait.
         """
         if self._production.broken is None:
             self._production.broken = Unpaired.ORDER
@@ -270,7 +271,7 @@ class Conversation:
         if self._production.broken is None:
             newest = next((each for each in reversed(self._pending.values()) if not each.asked.checks), None)
             if self._production.outstanding and (newest is None or newest.asked.ended_ns):
-                self._pipelined = True  # they are no part of the request that waits for its answer
+                self._pipelined = True  # they are no part of the request that waits for its response
             self._production.broken = Unpaired.ORDER
             self._lost()
 
@@ -278,16 +279,16 @@ class Conversation:
         """Production's next bytes."""
         production = self._production
         if production.broken is None:
-            for pending, answer in production.feed(data, time_ns):
-                self._answered(pending, answer)
+            for pending, response in production.feed(data, time_ns):
+                self._answered(pending, response)
             self._check()
 
     def production_gap(self, size: int, time_ns: int, reason: Unpaired = Unpaired.GAP) -> None:
         """`size` of production's bytes were not seen, or not copied (`Unpaired.CUT`)."""
         production = self._production
         if production.broken is None:
-            for pending, answer in production.gap(size, time_ns, reason):
-                self._answered(pending, answer)
+            for pending, response in production.gap(size, time_ns, reason):
+                self._answered(pending, response)
             self._check()
 
     def production_skippable(self) -> int:
@@ -296,8 +297,8 @@ class Conversation:
 
     def production_ended(self, time_ns: int, reset: bool) -> None:
         """Production closed its side, or the connection was reset."""
-        for pending, answer in self._production.end(time_ns, reset):
-            self._answered(pending, answer)
+        for pending, response in self._production.end(time_ns, reset):
+            self._answered(pending, response)
         if self._production.broken is None:
             self._confirm()
             self._production.broken = Unpaired.UNANSWERED
@@ -317,17 +318,17 @@ class Conversation:
             if size > self._memory.free:
                 request, size = b"", 0
             self._memory.free -= size
-            pending.replies[shadow] = Reply(_NO_ANSWER, 0, 0, 0, request)
+            pending.deliveries[shadow] = Delivery(_NO_RESPONSE, 0, 0, 0, request)
             if alone:
-                pending.decided = True  # its answer is waited for in place of that
+                pending.decided = True  # its response is waited for in place of that
             else:
                 pending.waiting += 1
 
-    def again(self, asked: Asked, shadow: int, first: Answer, flags: int, body_limit: int, now: float) -> int:
+    def again(self, asked: Asked, shadow: int, first: Response, flags: int, body_limit: int, now: float) -> int:
         """A shadow should get a request once more, as `shadow + PROBE`, to check the fields of `asked.checks`.
 
         Returns the number of the repeated request; 0: there is no room for it.  In the exchange that the sink gets, the
-        shadow's first answer is in place of production's.
+        shadow's first response is in place of production's.
         """
         size = len(asked.head) + memory_of(first) + self._cost
         if size > self._memory.free:
@@ -341,7 +342,7 @@ class Conversation:
         return number
 
     def marked(self, number: int) -> None:
-        """A shadow gets the request with the mark of the loop check, which its answer may contain."""
+        """A shadow gets the request with the mark of the loop check, which its response may contain."""
         pending = self._pending.get(number)
         if pending is not None:
             pending.asked.marked = True
@@ -353,16 +354,16 @@ class Conversation:
         """
         side = self._sides.get(shadow)
         if side is None:
-            side = self._sides[shadow] = _Side(AnswerReader(self._bounds, self._memory))
+            side = self._sides[shadow] = _Side(ContentReader(self._bounds, self._memory))
         pending = self._pending.get(number)
         body_limit = NOTHING
         if pending is not None:
             body_limit = pending.body_limit
-            if shadow not in pending.replies:
+            if shadow not in pending.deliveries:
                 self.chosen(shadow, number)
-            reply = pending.replies[shadow]
-            reply.begun = True
-            reply.flags = flags
+            delivery = pending.deliveries[shadow]
+            delivery.begun = True
+            delivery.flags = flags
         side.reader.expect(flags, body_limit, pending)
         broken = side.reader.broken
         if broken is not None:
@@ -378,24 +379,24 @@ class Conversation:
         if side is not None:
             side.reader.withdraw()
         pending = self._pending.get(number)
-        reply = None if pending is None else pending.replies.get(shadow)
-        if reply is not None:
-            reply.begun = False
+        delivery = None if pending is None else pending.deliveries.get(shadow)
+        if delivery is not None:
+            delivery.begun = False
 
     def times(self, number: int) -> bool:
         """Whether the times of the request count."""
         pending = self._pending.get(number)
         return pending is not None and pending.asked.timed
 
-    def follow(self, shadow: int, owed: Iterable[int], answers: int) -> None:
-        """Begin to take this shadow's answers.
+    def follow(self, shadow: int, owed: Iterable[int], responses: int) -> None:
+        """Begin to take this shadow's responses.
 
-        First come those that it still owes, to requests with the flags `owed`.  Before these it gave `answers` on this
-        connection.
+        First come those that it still owes, to requests with the flags `owed`.  Before these it gave `responses` on
+        this connection.
         """
         self.given_up(shadow, Unpaired.ORDER)
-        side = self._sides[shadow] = _Side(AnswerReader(self._bounds, self._memory))
-        side.answers = answers
+        side = self._sides[shadow] = _Side(ContentReader(self._bounds, self._memory))
+        side.responses = responses
         for flags in owed:
             side.reader.expect(flags, NOTHING, None)
 
@@ -405,7 +406,7 @@ class Conversation:
         return side is not None and side.reader.broken is None and side.reader.outstanding > 0
 
     def unfollow(self, shadow: int) -> None:
-        """Stop taking this shadow's answers; it owes none."""
+        """Stop taking this shadow's responses; it owes none."""
         side = self._sides.pop(shadow, None)
         if side is not None:
             side.reader.give_up()  # of what it said unasked a part may be held
@@ -416,19 +417,19 @@ class Conversation:
         Round-trip times of tcp_info at that moment, in nanoseconds: `rtt_ns` smoothed, `least_ns` the least.
         """
         pending = self._pending.get(number)
-        reply = None if pending is None else pending.replies.get(shadow)
-        if reply is not None:
-            reply.sent_ns, reply.rtt_ns, reply.least_ns = time_ns, rtt_ns, least_ns
+        delivery = None if pending is None else pending.deliveries.get(shadow)
+        if delivery is not None:
+            delivery.sent_ns, delivery.rtt_ns, delivery.least_ns = time_ns, rtt_ns, least_ns
 
     def left_out(self, shadow: int, number: int, reason: Unpaired) -> None:
         """A shadow does not get the request, or got only a part of it."""
         pending = self._pending.get(number)
         if pending is not None:
             pending.left_out.setdefault(shadow, reason)
-            reply = pending.replies.pop(shadow, None)
-            if reply is not None:
-                self._memory.free += len(reply.request) + memory_of(reply.answer)
-                if reply.answer is _NO_ANSWER:
+            delivery = pending.deliveries.pop(shadow, None)
+            if delivery is not None:
+                self._memory.free += len(delivery.request) + memory_of(delivery.response)
+                if delivery.response is _NO_RESPONSE:
                     self._less(pending)
 
     def decided(self, number: int) -> None:
@@ -442,18 +443,18 @@ class Conversation:
         """A shadow's next bytes."""
         side = self._sides.get(shadow)
         if side is not None and side.reader.broken is None:
-            for pending, answer in side.reader.feed(data, time_ns):
-                side.answered(answer)
-                self._replied(shadow, pending, answer)
+            for pending, response in side.reader.feed(data, time_ns):
+                side.answered(response)
+                self._shadow_answered(shadow, pending, response)
             self._check_side(shadow, side)
 
     def shadow_gap(self, shadow: int, size: int, time_ns: int) -> None:
         """`size` of its bytes were discarded unread, at most `shadow_skippable`."""
         side = self._sides.get(shadow)
         if side is not None:
-            for pending, answer in side.reader.gap(size, time_ns):
-                side.answered(answer)
-                self._replied(shadow, pending, answer)
+            for pending, response in side.reader.gap(size, time_ns):
+                side.answered(response)
+                self._shadow_answered(shadow, pending, response)
 
     def shadow_skippable(self, shadow: int) -> int:
         """How many of a shadow's next bytes need not be fed, only counted."""
@@ -466,33 +467,33 @@ class Conversation:
         if side is None:
             return
         ended = side.reader.end(time_ns, reset)
-        for pending, answer in ended:
-            self._replied(shadow, pending, answer)
-        raced = side.answers > 0 and side.reader.idle
+        for pending, response in ended:
+            self._shadow_answered(shadow, pending, response)
+        raced = side.responses > 0 and side.reader.idle
         said = bool(ended) or (raced and _LAST.search(side.head) is not None)
         for place, pending in enumerate(side.reader.give_up()):
-            reply = None if pending is None else pending.replies.get(shadow)
-            if pending is None or reply is None:
+            delivery = None if pending is None else pending.deliveries.get(shadow)
+            if pending is None or delivery is None:
                 continue
             # Behind the first one that it did not answer: a client of its own had sent these on another connection.
-            if said or place or (raced and (not reply.sent_ns or time_ns - reply.sent_ns <= reply.rtt_ns)):
+            if said or place or (raced and (not delivery.sent_ns or time_ns - delivery.sent_ns <= delivery.rtt_ns)):
                 self.left_out(shadow, pending.asked.number, Unpaired.RECONNECT)
             else:
-                self._replied(shadow, pending, Answer(0, last_ns=time_ns, failure=Failure.CLOSED))
+                self._shadow_answered(shadow, pending, Response(0, last_ns=time_ns, failure=Failure.CLOSED))
 
     def timed_out(self, shadow: int, time_ns: int) -> None:
         """The tap closes the connection, because the shadow does not answer in time."""
         side = self._sides.pop(shadow, None)
         if side is not None:
             for pending in side.reader.give_up():
-                self._replied(shadow, pending, Answer(0, last_ns=time_ns, failure=Failure.TIMEOUT))
+                self._shadow_answered(shadow, pending, Response(0, last_ns=time_ns, failure=Failure.TIMEOUT))
 
     def given_up(self, shadow: int, reason: Unpaired) -> None:
         """The tap itself closed the connection to the shadow: requests in progress there are unpaired."""
         side = self._sides.pop(shadow, None)
         if side is not None:
             for pending in side.reader.give_up():
-                if pending is not None and shadow in pending.replies:
+                if pending is not None and shadow in pending.deliveries:
                     self.left_out(shadow, pending.asked.number, reason)
 
     # --- time and the end
@@ -507,11 +508,11 @@ class Conversation:
                 self._drop(pending, Unpaired.UNANSWERED)
                 continue
             self.decided(pending.asked.number)
-            for shadow, reply in list(pending.replies.items()):
-                if reply.answer is not _NO_ANSWER:
+            for shadow, delivery in list(pending.deliveries.items()):
+                if delivery.response is not _NO_RESPONSE:
                     continue
-                if reply.begun:
-                    self._replied(shadow, pending, Answer(0, last_ns=time_ns, failure=Failure.TIMEOUT))
+                if delivery.begun:
+                    self._shadow_answered(shadow, pending, Response(0, last_ns=time_ns, failure=Failure.TIMEOUT))
                 else:
                     self.left_out(shadow, pending.asked.number, Unpaired.NOT_SENT)
             if pending.dead:
@@ -532,38 +533,38 @@ class Conversation:
     # --- inside
 
     def _finish_implied(self) -> None:
-        """The client sends its next request: an answer whose end was not seen is complete, if this client waits."""
+        """The client sends its next request: a response whose end was not seen is complete, if this client waits."""
         production = self._production
         if production.end_unknown:
             if self._pipelined:
                 production.broken = production.end_unknown_reason
                 self._lost()
             else:
-                for pending, answer in production.finish_implied():
-                    self._answered(pending, answer)
+                for pending, response in production.finish_implied():
+                    self._answered(pending, response)
                 self._end_implied = True
 
     def _finish_last_implied(self, before: float) -> None:
-        """The client sends nothing more: such an answer is taken to be complete if all shadows have answered."""
+        """The client sends nothing more: such a response is taken to be complete if all shadows have answered."""
         if self._production.end_unknown:
             pending = next((each for each in self._pending.values() if each.production is None), None)
             if pending is not None and pending.since < before and pending.waiting == 1 + (pending is self._unconfirmed):
                 self._finish_implied()
 
-    def _answered(self, pending: Pending | None, answer: Answer) -> None:
+    def _answered(self, pending: Pending | None, response: Response) -> None:
         self._end_implied = False
         if pending is None or pending.dead:
-            self._memory.free += memory_of(answer)
+            self._memory.free += memory_of(response)
             return
-        pending.production = answer
+        pending.production = response
         self._less(pending)
 
-    def _replied(self, shadow: int, pending: Pending | None, answer: Answer) -> None:
-        reply = None if pending is None or pending.dead else pending.replies.get(shadow)
-        if pending is None or reply is None or reply.answer is not _NO_ANSWER:
-            self._memory.free += memory_of(answer)
+    def _shadow_answered(self, shadow: int, pending: Pending | None, response: Response) -> None:
+        delivery = None if pending is None or pending.dead else pending.deliveries.get(shadow)
+        if pending is None or delivery is None or delivery.response is not _NO_RESPONSE:
+            self._memory.free += memory_of(response)
             return
-        reply.answer = answer
+        delivery.response = response
         self._less(pending)
 
     def _less(self, pending: Pending) -> None:
@@ -571,7 +572,7 @@ class Conversation:
         pending.waiting -= 1
         if not pending.waiting and pending.production is not None:
             size = self._finish(pending)
-            self._sink.paired(Exchange(pending.asked, pending.production, pending.replies, pending.left_out, size))
+            self._sink.paired(Exchange(pending.asked, pending.production, pending.deliveries, pending.left_out, size))
 
     def _drop(self, pending: Pending | None, reason: Unpaired) -> None:
         if pending is not None and not pending.dead:
@@ -595,8 +596,8 @@ class Conversation:
         free = len(pending.asked.head) + len(pending.asked.body)
         if pending.production is not None:
             free += memory_of(pending.production)
-        for reply in pending.replies.values():
-            free += memory_of(reply.answer) + len(reply.request)
+        for delivery in pending.deliveries.values():
+            free += memory_of(delivery.response) + len(delivery.request)
         self._memory.free += free + self._cost
         return free
 
@@ -611,10 +612,10 @@ class Conversation:
                 self._failed(shadow, pending, reason)
 
     def _failed(self, shadow: int, pending: Pending, reason: Unpaired) -> None:
-        if shadow not in pending.replies:
+        if shadow not in pending.deliveries:
             return
         if reason in (Unpaired.UNPARSED, Unpaired.ORDER):
-            self._replied(shadow, pending, Answer(0, failure=Failure.INVALID))
+            self._shadow_answered(shadow, pending, Response(0, failure=Failure.INVALID))
         else:
             self.left_out(shadow, pending.asked.number, reason)
 
@@ -623,10 +624,10 @@ class Conversation:
             self._lost()
 
     def _lost(self) -> None:
-        """Give up what is in progress: it is not certain any more which answer belongs to which request."""
+        """Give up what is in progress: it is not certain any more which response belongs to which request."""
         production = self._production
         if production.broken is Unpaired.UNPARSED and (self._end_implied or self._unconfirmed is not None):
-            production.broken = Unpaired.ORDER  # the rest of an answer that was taken for the beginning of one
+            production.broken = Unpaired.ORDER  # the rest of a response that was taken for the beginning of one
             self._pipelined = self._pipelined or self._end_implied  # this client did not wait for it
         reason = production.broken or Unpaired.ORDER
         for pending in production.give_up():
@@ -641,20 +642,20 @@ class Conversation:
 
 
 def _strip(pending: Pending) -> None:
-    """Free what a request held that was given up; a reader that waits for its answer still refers to the request."""
-    pending.asked, pending.production, pending.replies = _GONE, None, _NO_REPLIES
+    """Free what a request held that was given up; a reader that waits for its response still refers to the request."""
+    pending.asked, pending.production, pending.deliveries = _GONE, None, _NO_DELIVERIES
 
 
 _LAST: Final = re.compile(
     rb"^HTTP/1\.0 (?!.*\nconnection:[^\n]*keep-alive)|\nconnection:[^\n]*close", re.IGNORECASE | re.DOTALL
 )
-"""In the head of an answer after which the connection closes (RFC 9112, 9.3): what was sent behind that request went to
-no server's application.
+"""In the head of a response after which the connection closes (RFC 9112, 9.3): what was sent behind that request went
+to no server's application.
 """
 _CLOSE: Final = b"\nConnection: close"
-_NO_ANSWER: Final = Answer(0)
+_NO_RESPONSE: Final = Response(0)
 _GONE: Final = Asked(0, b"", b"", b"")
-_NO_REPLIES: Final[dict[int, Reply]] = {}
+_NO_DELIVERIES: Final[dict[int, Delivery]] = {}
 """In place of those of a request that is done; nothing is put into it, for who is done is not found any more."""
 _CURABLE: Final = (Unpaired.GAP, Unpaired.CUT, Unpaired.ORDER, Unpaired.LIMIT)
-"""After these an answer's beginning can be known again."""
+"""After these a response's beginning can be known again."""

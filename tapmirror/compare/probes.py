@@ -18,7 +18,7 @@ from tapmirror.compare.noise import evidence_of, short, wanted
 from tapmirror.compare.summary import Endpoint, Field
 
 ANY: Final = ("",)
-"""In place of the fields, if a request is sent again whatever its answers differ in."""
+"""In place of the fields, if a request is sent again whatever its responses differ in."""
 WHOLE_REQUEST: Final = 100.0
 """What one request costs; savings are in percent of a request."""
 CHECKS_SAVED: Final = 5

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is compared of two answers, and what does not count.
+"""What is compared of two responses, and what does not count.
 
 Numbers are equal within a relative tolerance (two whole numbers only if they are the same), and times (RFC 3339) within
 a tolerance in seconds.
@@ -42,7 +42,8 @@ class Rules:
         ignored = () if spec.all_headers else IGNORED_HEADERS
         self.headers = frozenset(name.lower().encode() for name in (*ignored, *spec.ignore_headers))
         self.lengths = "content-length" not in map(str.lower, spec.ignore_headers) and b"content-length" in self.headers
-        """Whether the length given by answers to HEAD counts: it is not ignored, nor compared with all other fields."""
+        """Whether the length given by responses to HEAD counts: it is not ignored, nor compared with all other
+        fields."""
         self.ignored = any_of(spec.ignore_paths) if spec.ignore_paths else None
         self.expressions = tuple(expressions)
         self.float_tolerance = spec.float_tolerance

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One exchange for people: the request as a command line, both answers, and the field's values; redacted and cut.
+"""One exchange for people: the request as a command line, both responses, and the field's values; redacted and cut.
 
-Redaction comes before everything else: the values are taken from the redacted answers.
+Redaction comes before everything else: the values are taken from the redacted responses.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from tapmirror.compare.findings import Change, Difference
 from tapmirror.compare.heads import fields
 from tapmirror.compare.rules import Rules
 from tapmirror.compare.summary import Sample
-from tapmirror.exchange import Answer, Asked
+from tapmirror.exchange import Asked, Response
 
 EXCERPT: Final = 1500
-"""Most characters of an answer's body."""
+"""Most characters of a response's body."""
 VALUE: Final = 200
 """Most characters of a value."""
 CURL: Final = 4000
@@ -32,7 +32,7 @@ METHOD: Final = 100
 """Most characters of the method in a curl line."""
 HIDDEN: Final = "(redacted)"
 CODING: Final = " header.content-encoding"
-"""The end of the name of a difference in Content-Encoding; answers are compared and shown decoded."""
+"""The end of the name of a difference in Content-Encoding; responses are compared and shown decoded."""
 WHOLE: Final = "value body"
 """The name of a difference of whole bodies: bodies that cannot be inspected are not shown, only their length is."""
 _IDENTIFIER: Final = f"{Change.IDENTIFIER.value} "
@@ -53,8 +53,8 @@ class Redaction(Protocol):
     def request(self, head: bytes, body: bytes) -> tuple[bytes, bytes | None]:
         """A request's head and body."""
 
-    def answer(self, head: bytes, body: bytes) -> tuple[bytes, bytes | None]:
-        """An answer's head and (decoded) body."""
+    def response(self, head: bytes, body: bytes) -> tuple[bytes, bytes | None]:
+        """A response's head and (decoded) body."""
 
     def path(self, path: bytes) -> bytes:
         """A request's path."""
@@ -65,8 +65,8 @@ class Redaction(Protocol):
 
 def sample(
     asked: Asked,
-    one: Answer,
-    other: Answer,
+    one: Response,
+    other: Response,
     names: list[str],
     rules: Rules,
     redaction: Redaction,
@@ -92,13 +92,13 @@ def sample(
     return samples
 
 
-def _size(answer: Answer) -> str:
-    return f"(not shown, {answer.length:,} bytes)"
+def _size(response: Response) -> str:
+    return f"(not shown, {response.length:,} bytes)"
 
 
-def _coding(answer: Answer, redaction: Redaction) -> str:
+def _coding(response: Response, redaction: Redaction) -> str:
     """The Content-Encoding of the body, which is shown decoded."""
-    found = fields(answer.head).get(b"content-encoding")
+    found = fields(response.head).get(b"content-encoding")
     return _value(None if found is None else redaction.path(found))
 
 
@@ -170,40 +170,40 @@ def _quoted(text: bytes) -> str:
     return shown if _PLAIN.fullmatch(shown) else "'" + shown.replace("'", "'\\''") + "'"
 
 
-def _redacted(answer: Answer, rules: Rules, redaction: Redaction) -> Answer:
-    """The answer decoded, without what must not be shown; its body is empty if it cannot be inspected."""
-    if not answer.head:
-        return answer
-    body: bytes | None = answer.body
-    head = answer.head
+def _redacted(response: Response, rules: Rules, redaction: Redaction) -> Response:
+    """The response decoded, without what must not be shown; its body is empty if it cannot be inspected."""
+    if not response.head:
+        return response
+    body: bytes | None = response.body
+    head = response.head
     coding = fields(head).get(b"content-encoding", b"")
     if coding:
         try:
-            body = decoded(answer.body, coding, rules.decoded_bytes)
+            body = decoded(response.body, coding, rules.decoded_bytes)
         except (TooLongError, UndecodableError):
             body = None
-    elif len(answer.body) < answer.length:
+    elif len(response.body) < response.length:
         body = None
-    head, shown = redaction.answer(head, body or b"")
+    head, shown = redaction.response(head, body or b"")
     if body is None:
         shown = None
     kept = [line for line in head.split(b"\r\n") if not line.lower().startswith(b"content-encoding:")]
     return msgspec.structs.replace(
-        answer,
+        response,
         head=b"\r\n".join(kept),
         body=shown or b"",
         length=len(shown or b""),
         digest=b"",
-        whole=shown is not None or not answer.length,
+        whole=shown is not None or not response.length,
     )
 
 
-def _shown(answer: Answer) -> str:
-    if answer.failure is not None:
-        return f"(no response: {answer.failure.value})"
-    head = answer.head.decode("latin-1").replace("\r\n", "\n").strip()
-    body = answer.body[: 4 * EXCERPT].decode("utf-8", "replace")
-    if not answer.whole:
+def _shown(response: Response) -> str:
+    if response.failure is not None:
+        return f"(no response: {response.failure.value})"
+    head = response.head.decode("latin-1").replace("\r\n", "\n").strip()
+    body = response.body[: 4 * EXCERPT].decode("utf-8", "replace")
+    if not response.whole:
         body = "(body not shown)"
     if len(body) > EXCERPT:
         body = body[:EXCERPT] + "…"

@@ -19,7 +19,7 @@ computed when somebody looks, costs nothing before, and the counts of several wo
   Bets are fractions of a fixed grid (Waudby-Smith and Ramdas 2023, 4; mixture in place of adaptation).
 * A quantile.  If it is x, then how many values are at or below x is binomial: the beta-binomial mixture again, so that
   the interval lies between two order statistics (Howard and Ramdas, Bernoulli 2022, Theorem 1 ff.).
-* A majority (of answers that hold when they are asked for again, see `noise`): bets of fixed fractions on each.
+* A majority (of responses that hold when they are asked for again, see `noise`): bets of fixed fractions on each.
 * A ratio of two quantiles: of both intervals at alpha/2, which holds whatever depends on what.
 
 What they assume: exchanges are alike and independent of each other.  Traffic that changes in time is averaged over.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What different statuses of two answers mean: a fault of one side, chance, or statuses that are swapped.
+"""What different statuses of two responses mean: a fault of one side, chance, or statuses that are swapped.
 
 Of two equal versions, each may answer 404 or 429 where the other does not, but both equally often.
 """
@@ -80,7 +80,7 @@ def balanced_errors(endpoint: Endpoint, alpha: float) -> int:
 
 
 def chance(endpoint: Endpoint, what: Nature, by_status: CrowdsByStatus) -> Nature:
-    """The nature of an endpoint's differing statuses, where both answers are errors or neither is.
+    """The nature of an endpoint's differing statuses, where both responses are errors or neither is.
 
     Different, if they differ otherwise than by chance (`_no_chance`), or one side has one of two statuses more often
     for certain.  Else `what`, their nature by noise pairs; but where that is different and each two are there in both

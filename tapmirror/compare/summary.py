@@ -19,7 +19,7 @@ import msgspec
 
 from tapmirror.compare.endpoints import OTHER, Places, fold
 from tapmirror.compare.sketch import KEYS, MOST, Count, Sketch
-from tapmirror.exchange import Answer, Asked, Reply
+from tapmirror.exchange import Asked, Delivery, Response
 from tapmirror.spec.compare import Compare
 
 Key = TypeVar("Key", int, str)
@@ -29,7 +29,7 @@ CoarseKey: TypeAlias = Annotated[int, msgspec.Meta(ge=-KEYS, le=KEYS)]
 PointNumber: TypeAlias = Annotated[int, msgspec.Meta(ge=-MOST, le=MOST)]
 """Number of a point of the time line, in 64 bits: after 64 doublings of the width there is only one point."""
 Status: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=999)]
-"""Status code of an answer; 0: none came."""
+"""Status code of a response; 0: none came."""
 BothStatuses: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,3} [0-9]{1,3}\Z")]
 """Production's status and the shadow's, as text: `200 429`."""
 Ways: TypeAlias = Annotated[list[Count], msgspec.Meta(min_length=2, max_length=2)]
@@ -41,7 +41,7 @@ COARSE: Final = 2
 SIGNATURES: Final = 128
 """Most sets of fields that differ together, of one endpoint."""
 SIGNATURES_LENGTH: Final = 1 << 16
-"""Most characters of these sets: a name may have 200, and a hostile shadow's answers differ in 32 fields at once."""
+"""Most characters of these sets: a name may have 200, and a hostile shadow's responses differ in 32 fields at once."""
 STATUSES: Final = 64
 """Most different status codes of one endpoint; more come only from a hostile shadow, and count as 0."""
 DISCORDANT: Final = 32
@@ -50,7 +50,7 @@ for in each brief."""
 STATUS: Final = "value status"
 """The name of the difference of two statuses."""
 ERROR: Final = 500
-"""Status codes from here on are errors (RFC 9110, 15.6), and so is no answer at all."""
+"""Status codes from here on are errors (RFC 9110, 15.6), and so is no response at all."""
 
 
 class Sample(msgspec.Struct):
@@ -59,10 +59,10 @@ class Sample(msgspec.Struct):
     at: float
     curl: str
     production: str
-    """Status line, fields and body of its answer."""
+    """Status line, fields and body of its response."""
     shadow: str
     one: str
-    """The field's value in production's answer."""
+    """The field's value in production's response."""
     other: str
 
 
@@ -72,13 +72,13 @@ class Field(msgspec.Struct):
     raw: Count = 0
     """Exchanges in which it differed."""
     probes: Count = 0
-    """Requests that the shadow got twice and whose two answers differed in this field."""
+    """Requests that the shadow got twice and whose two responses differed in this field."""
     repeats: Count = 0
-    """Requests that clients sent to production twice, and whose two answers differed in this field."""
+    """Requests that clients sent to production twice, and whose two responses differed in this field."""
     checks: Count = 0
     """Exchanges that differed in this field, and whose request the shadow got again to check that."""
     held: Count = 0
-    """Exchanges of `checks` in which the shadow's second answer had the same value in this field as its first one."""
+    """Exchanges of `checks` in which the shadow's second response had the same value in this field as its first one."""
     unlike: Count = 0
     """If the field is taken for an identifier: exchanges that speak against that."""
     samples: list[Sample] = []
@@ -88,14 +88,14 @@ class Side(msgspec.Struct):
     """One side of an endpoint."""
 
     statuses: dict[int, Count] = {}
-    """Answers by status code; 0: no answer."""
+    """Responses by status code; 0: no response."""
     first: Sketch = msgspec.field(default_factory=Sketch)
-    """Nanoseconds from the request's last byte to the answer's first, of exchanges that both sides answered after
+    """Nanoseconds from the request's last byte to the response's first, of exchanges that both sides answered after
     it."""
     last: Sketch = msgspec.field(default_factory=Sketch)
-    """Nanoseconds from the request's last byte to the answer's last, of the same exchanges as `first`."""
+    """Nanoseconds from the request's last byte to the response's last, of the same exchanges as `first`."""
     bytes: Count = 0
-    """Bytes of the bodies of all answers, as they came."""
+    """Bytes of the bodies of all responses, as they came."""
 
 
 class Endpoint(msgspec.Struct):
@@ -103,16 +103,16 @@ class Endpoint(msgspec.Struct):
 
     pairs: Count = 0
     only_shadow: Count = 0
-    """Exchanges in which only the shadow's answer was an error."""
+    """Exchanges in which only the shadow's response was an error."""
     only_production: Count = 0
     production: Side = msgspec.field(default_factory=Side)
     shadow: Side = msgspec.field(default_factory=Side)
     ratio: Sketch = msgspec.field(default_factory=Sketch)
     """Ratio of the shadow's time to the last byte to production's, of each exchange."""
     compared: Count = 0
-    """Exchanges whose answers were compared up to the level of the spec."""
+    """Exchanges whose responses were compared up to the level of the spec."""
     erring: Count = 0
-    """Exchanges of `compared` in which only one side's answer was an error."""
+    """Exchanges of `compared` in which only one side's response was an error."""
     discordant: dict[BothStatuses, Count] = msgspec.field(default_factory=dict, name="turned")
     """Exchanges of `compared` with different statuses, both errors or neither, by production's and the shadow's status
     (`200 429`)."""
@@ -223,13 +223,13 @@ class Summary:
             found = endpoints.setdefault(name, Endpoint())
         return found
 
-    def observe(self, endpoint: Endpoint, asked: Asked, production: Answer, reply: Reply, now: float) -> None:
+    def observe(self, endpoint: Endpoint, asked: Asked, production: Response, delivery: Delivery, now: float) -> None:
         """Count the statuses, sizes and times of an exchange."""
         state = self.state
-        answer = reply.answer
+        response = delivery.response
         endpoint.pairs += 1
         mine, its = endpoint.production, endpoint.shadow
-        status, other = production.status, answer.status
+        status, other = production.status, response.status
         if status in mine.statuses:
             mine.statuses[status] += 1
         else:
@@ -247,7 +247,7 @@ class Summary:
         else:
             _beside(endpoint, status, other)
         mine.bytes += production.length
-        its.bytes += answer.length
+        its.bytes += response.length
         if state.began is None:
             state.began = now
         state.ended = now
@@ -267,25 +267,25 @@ class Summary:
                 if ways is not None:
                     ways.setdefault(number, [0, 0])[side] += 1
         if not other:
-            if answer.failure is not None:
-                reason = answer.failure.value
+            if response.failure is not None:
+                reason = response.failure.value
                 state.failures[reason] = state.failures.get(reason, 0) + 1
             return
         if asked.late:
             state.late += 1
             return
-        if asked.timed and 0 < reply.sent_ns <= answer.last_ns:
-            self._time(endpoint, point, asked, production, reply)
+        if asked.timed and 0 < delivery.sent_ns <= response.last_ns:
+            self._time(endpoint, point, asked, production, delivery)
 
-    def _time(self, endpoint: Endpoint, point: Point, asked: Asked, production: Answer, reply: Reply) -> None:
+    def _time(self, endpoint: Endpoint, point: Point, asked: Asked, production: Response, delivery: Delivery) -> None:
         """Count the times of an exchange.
 
-        None are counted if production's answer came before the request's end, so that both sides stay comparable.
+        None are counted if production's response came before the request's end, so that both sides stay comparable.
         """
         state, mine, its = self.state, endpoint.production, endpoint.shadow
-        answer = reply.answer
+        response = delivery.response
         ended = _its_turn(asked.ended_ns, production, 0)
-        sent = _its_turn(reply.sent_ns, answer, reply.least_ns)
+        sent = _its_turn(delivery.sent_ns, response, delivery.least_ns)
         took = production.last_ns - ended
         if took <= 0:
             return
@@ -295,16 +295,16 @@ class Summary:
         times[key] = times.get(key, 0) + 1
         key >>= COARSE
         point.production[key] = point.production.get(key, 0) + 1
-        its.first.add(answer.first_ns - sent)
-        its_took = answer.last_ns - sent
+        its.first.add(response.first_ns - sent)
+        its_took = response.last_ns - sent
         key = its.last.add(its_took)
         times = self.shadow.buckets
         times[key] = times.get(key, 0) + 1
         key >>= COARSE
         point.shadow[key] = point.shadow.get(key, 0) + 1
         endpoint.ratio.add(its_took / took)
-        if reply.least_ns:
-            state.rtt_ns += reply.least_ns
+        if delivery.least_ns:
+            state.rtt_ns += delivery.least_ns
             state.rtts += 1
 
     def differed(self, endpoint: Endpoint, fields: list[str]) -> list[str]:
@@ -333,7 +333,7 @@ class Summary:
         _count_text(endpoint.discordant, f"{one} {other}", STATUSES)
 
     def noisy(self, endpoint: Endpoint, fields: list[str], *, probe: bool) -> None:
-        """Count a noise pair: two answers of one version, which differed in these fields."""
+        """Count a noise pair: two responses of one version, which differed in these fields."""
         if probe:
             endpoint.probed += 1
         else:
@@ -346,7 +346,7 @@ class Summary:
                 field.repeats += 1
 
     def checked(self, endpoint: Endpoint, held: Mapping[str, bool]) -> None:
-        """Count a check; `held`: for each field that had differed, whether the shadow's second answer held."""
+        """Count a check; `held`: for each field that had differed, whether the shadow's second response held."""
         for name, same in held.items():
             field = endpoint.fields.get(name)
             if field is not None:
@@ -416,15 +416,15 @@ def _ways(state: State, status: int) -> dict[int, list[int]] | None:
     return state.discordant.setdefault(status, {})
 
 
-def _its_turn(asked_ns: int, answer: Answer, rtt_ns: int) -> int:
+def _its_turn(asked_ns: int, response: Response, rtt_ns: int) -> int:
     """When a server could begin with a request, as its client saw it: when it had the request and was done with the
     previous one.
 
     Clients send as fast as production answers.  So requests queue at a slower shadow, and if that waiting counted, the
-    shadow would seem ever slower.  If two answers have the same stamp, the waiting counts.
+    shadow would seem ever slower.  If two responses have the same stamp, the waiting counts.
     """
-    since = answer.since_ns
-    return max(asked_ns, since - rtt_ns) if since < answer.first_ns else asked_ns
+    since = response.since_ns
+    return max(asked_ns, since - rtt_ns) if since < response.first_ns else asked_ns
 
 
 def merged(states: list[State], bounds: StateBounds) -> State:
@@ -467,7 +467,7 @@ def fold_endpoints(endpoints: dict[str, Endpoint], places: Places, bounds: State
 
 
 def is_error(status: int) -> bool:
-    """Whether a status is an error; 0, which stands for no answer, is one."""
+    """Whether a status is an error; 0, which stands for no response, is one."""
     return status >= ERROR or not status
 
 

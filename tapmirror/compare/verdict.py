@@ -59,13 +59,13 @@ class Counts(msgspec.Struct, frozen=True):
     pairs: int
     """Exchanges where both sides answered, or production did and the shadow failed to."""
     only_shadow: int
-    """Exchanges of `pairs` in which only the shadow's answer was an error."""
+    """Exchanges of `pairs` in which only the shadow's response was an error."""
     only_production: int
     production: Sketch
     """Times of those that both answered."""
     shadow: Sketch
     compared: int
-    """Exchanges whose answers were compared."""
+    """Exchanges whose responses were compared."""
     differing: int
     certain: int | None = None
     """Exchanges of `differing` with a field that certainly differs more often than by noise; None: all of them."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The client's end of the control socket: ask, and wait for the answer."""
+"""The client's end of the control socket: ask, and wait for the reply."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from typing import Any, Final, Self
 import msgspec
 
 from tapmirror.control.messages import (
-    MAX_ANSWER,
+    MAX_REPLY,
     MAX_REPORT,
     Lines,
     ProtocolError,
     Report,
     Request,
-    read_answer,
+    read_reply,
     write_request,
 )
 
 PATIENCE: Final = 120.0
-"""Seconds to wait for an answer: a start compiles a program and may wait for names to be resolved."""
+"""Seconds to wait for a reply: a start compiles a program and may wait for names to be resolved."""
 CONNECT_TIME: Final = 5.0
 SOCKET: Final = "control.sock"
 """Name of the control socket in the runtime directory."""
@@ -76,39 +76,39 @@ class Client:
         self._sock.close()
 
     def ask(self, request: Request, patience: float = PATIENCE) -> dict[str, Any]:
-        """Send a request and return the daemon's answer.  Raises `ControlError`."""
-        answer, descriptors = self._exchange(request, patience)
+        """Send a request and return the daemon's reply.  Raises `ControlError`."""
+        reply, descriptors = self._exchange(request, patience)
         for descriptor in descriptors:
             os.close(descriptor)
-        return answer
+        return reply
 
     def report(self, name: str, patience: float = PATIENCE) -> tuple[dict[str, Any], bytes]:
-        """The answer to `Report`, and the JSON that comes with it.  Raises `ControlError`."""
-        answer, descriptors = self._exchange(Report(name=name), patience)
+        """The reply to `Report`, and the JSON that comes with it.  Raises `ControlError`."""
+        reply, descriptors = self._exchange(Report(name=name), patience)
         try:
-            size = answer.get("bytes")
+            size = reply.get("bytes")
             if len(descriptors) != 1 or not isinstance(size, int) or not 0 < size <= MAX_REPORT:
                 raise ControlError("lost", "the daemon's response has no report with it")
             with open(descriptors[0], "rb", closefd=False) as file:
-                return answer, os.pread(file.fileno(), size, 0)
+                return reply, os.pread(file.fileno(), size, 0)
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
 
     def _exchange(self, request: Request, patience: float) -> tuple[dict[str, Any], list[int]]:
-        """The daemon's answer, and the descriptors that came with it, which become the caller's."""
+        """The daemon's reply, and the descriptors that came with it, which become the caller's."""
         descriptors: list[int] = []
         try:
-            return self._answer(request, patience, descriptors), descriptors
+            return self._reply(request, patience, descriptors), descriptors
         except BaseException:
             for descriptor in descriptors:
                 os.close(descriptor)
             raise
 
-    def _answer(self, request: Request, patience: float, descriptors: list[int]) -> dict[str, Any]:
+    def _reply(self, request: Request, patience: float, descriptors: list[int]) -> dict[str, Any]:
         self._id += 1
         self._sock.settimeout(patience)
-        lines = Lines(MAX_ANSWER)
+        lines = Lines(MAX_REPLY)
         try:
             with suppress(BrokenPipeError):  # why it was turned away can be read all the same
                 self._sock.sendall(write_request(msgspec.structs.replace(request, id=self._id)))
@@ -118,11 +118,11 @@ class Client:
                 if not data:
                     raise ControlError("lost", "the daemon closed the connection")
                 lines.feed(data)
-            answer = read_answer(line)
-            missing = next((name for name in request.answer if name not in answer), None)
+            reply = read_reply(line)
+            missing = next((name for name in request.reply if name not in reply), None)
             if missing is not None:
                 raise ProtocolError("version", f"the daemon's response has no {missing!r}: it is of another version")
-            return answer
+            return reply
         except ProtocolError as error:
             raise ControlError(error.code, str(error), error.problems) from None
         except TimeoutError:

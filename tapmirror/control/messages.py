@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The protocol of the control socket: one JSON object a line, a closed table of requests, an answer for each.
+"""The protocol of the control socket: one JSON object a line, a closed table of requests, a reply for each.
 
     -> {"v":1,"id":7,"op":"set","name":"web","percent":25}
     <- {"v":1,"id":7,"ok":{...}}
     <- {"v":1,"id":7,"error":{"code":"not_found","message":"no tap has the name 'web'"}}
 
 `v` is the version of the protocol: a daemon refuses one that it does not speak.  `id` is chosen by the client and
-returned with the answer.  Requests of one connection are answered in their order.  The types below define what a line
+returned with the reply.  Requests of one connection are answered in their order.  The types below define what a line
 may contain, and nothing else does.
 
 No I/O: bytes in, requests out, and the other way round.
@@ -26,10 +26,10 @@ MAX_MESSAGE: Final = 1 << 20
 """Most bytes of a request: enough for hundreds of taps."""
 MAX_LOOKING: Final = 4096
 """Most bytes of a request of a client that may only look."""
-MAX_ANSWER: Final = 16 << 20
-"""Most bytes of an answer that a client accepts: the status of some thousand taps."""
+MAX_REPLY: Final = 16 << 20
+"""Most bytes of a reply that a client accepts: the status of some thousand taps."""
 MAX_REPORT: Final = 256 << 20
-"""Most bytes that come by descriptor with an answer: a comparison of 100 endpoints and 200 samples has some 3 MB."""
+"""Most bytes that come by descriptor with a reply: a comparison of 100 endpoints and 200 samples has some 3 MB."""
 MAX_TAPS: Final = 1000
 """Most taps in a request, and of a daemon."""
 
@@ -43,8 +43,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     changes: ClassVar[bool] = False
     """Whether it needs the permission to change taps.  Such requests are logged with their user."""
-    answer: ClassVar[tuple[str, ...]]
-    """Fields that its answer has; it may have others."""
+    reply: ClassVar[tuple[str, ...]]
+    """Fields that its reply has; it may have others."""
     v: Literal[1] = 1
     id: Id = 0
 
@@ -52,33 +52,33 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class List(Request, frozen=True, kw_only=True, tag="list"):
     """`{"taps": [{name, state, state_reason, percent, iface, …}]}`, by name."""
 
-    answer: ClassVar[tuple[str, ...]] = ("taps",)
+    reply: ClassVar[tuple[str, ...]] = ("taps",)
 
 
 class Status(Request, frozen=True, kw_only=True, tag="status"):
     """`{"daemon": {…}, "taps": [{…, "ledger": {…} or null}]}`: of one tap, or of all."""
 
-    answer: ClassVar[tuple[str, ...]] = ("daemon", "taps")
+    reply: ClassVar[tuple[str, ...]] = ("daemon", "taps")
     name: Name | None = None
 
 
 class Logs(Request, frozen=True, kw_only=True, tag="logs"):
     """`{"lines": [{"seq", "time", "level", "text"}], "next": N}`: what was said of a tap, from `after` on."""
 
-    answer: ClassVar[tuple[str, ...]] = ("lines", "next")
+    reply: ClassVar[tuple[str, ...]] = ("lines", "next")
     name: Name
     after: int = 0
 
 
 class Report(Request, frozen=True, kw_only=True, tag="report"):
-    """What a tap's comparison knows: `{"tap", "compare": {…}, "bytes"}`, and a descriptor with the answer.
+    """What a tap's comparison knows: `{"tap", "compare": {…}, "bytes"}`, and a descriptor with the reply.
 
     The descriptor is of sealed memory (memfd_create(2)), which nobody can change any more, with that many bytes of
     JSON: a list of the workers' states, for `compare.merge`.  It has samples of traffic, so it needs the permission to
     change taps.
     """
 
-    answer: ClassVar[tuple[str, ...]] = ("tap", "compare", "bytes")
+    reply: ClassVar[tuple[str, ...]] = ("tap", "compare", "bytes")
     changes: ClassVar[bool] = True
     name: Name
 
@@ -86,7 +86,7 @@ class Report(Request, frozen=True, kw_only=True, tag="report"):
 class Start(Request, frozen=True, kw_only=True, tag="start"):
     """Start these taps, all or none: `{"started": [name]}`, and `notes` as of `Apply`."""
 
-    answer: ClassVar[tuple[str, ...]] = ("started",)
+    reply: ClassVar[tuple[str, ...]] = ("started",)
     changes: ClassVar[bool] = True
     taps: Taps
     force: bool = False
@@ -95,7 +95,7 @@ class Start(Request, frozen=True, kw_only=True, tag="start"):
 class Stop(Request, frozen=True, kw_only=True, tag="stop"):
     """Stop one tap, or all (at once: the kill switch): `{"stopped": [{name, "ledger": {…} or null}]}`."""
 
-    answer: ClassVar[tuple[str, ...]] = ("stopped",)
+    reply: ClassVar[tuple[str, ...]] = ("stopped",)
     changes: ClassVar[bool] = True
     name: Name | None = None
     all: bool = False
@@ -108,7 +108,7 @@ class Apply(Request, frozen=True, kw_only=True, tag="apply"):
     there are such: `{name: [line]}`, what taps warned of as they began.
     """
 
-    answer: ClassVar[tuple[str, ...]] = ("plan", "failed")
+    reply: ClassVar[tuple[str, ...]] = ("plan", "failed")
     changes: ClassVar[bool] = True
     taps: Taps
     dry_run: bool = False
@@ -118,7 +118,7 @@ class Apply(Request, frozen=True, kw_only=True, tag="apply"):
 class Set(Request, frozen=True, kw_only=True, tag="set"):
     """Change a tap's share while it runs: `{"name", "percent"}`, and `notes` as of `Apply`."""
 
-    answer: ClassVar[tuple[str, ...]] = ("name", "percent")
+    reply: ClassVar[tuple[str, ...]] = ("name", "percent")
     changes: ClassVar[bool] = True
     name: Name
     percent: float
@@ -127,7 +127,7 @@ class Set(Request, frozen=True, kw_only=True, tag="set"):
 class Pause(Request, frozen=True, kw_only=True, tag="pause"):
     """Capture nothing until `resume`: `{"name"}`."""
 
-    answer: ClassVar[tuple[str, ...]] = ("name",)
+    reply: ClassVar[tuple[str, ...]] = ("name",)
     changes: ClassVar[bool] = True
     name: Name
 
@@ -135,7 +135,7 @@ class Pause(Request, frozen=True, kw_only=True, tag="pause"):
 class Resume(Request, frozen=True, kw_only=True, tag="resume"):
     """End `pause`, or start a tap again that ended because its shadow led back to production: `{"name"}`."""
 
-    answer: ClassVar[tuple[str, ...]] = ("name",)
+    reply: ClassVar[tuple[str, ...]] = ("name",)
     changes: ClassVar[bool] = True
     name: Name
 
@@ -143,7 +143,7 @@ class Resume(Request, frozen=True, kw_only=True, tag="resume"):
 class Reload(Request, frozen=True, kw_only=True, tag="reload"):
     """Read the directory of taps again, as SIGHUP does: `{"plan": […], "failed": {…}}`."""
 
-    answer: ClassVar[tuple[str, ...]] = ("plan", "failed")
+    reply: ClassVar[tuple[str, ...]] = ("plan", "failed")
     changes: ClassVar[bool] = True
 
 
@@ -153,7 +153,7 @@ AnyRequest: TypeAlias = Plain | Report
 
 
 class ProtocolError(Exception):
-    """A line that is not a valid request, or an answer that reports an error.
+    """A line that is not a valid request, or a reply that reports an error.
 
     `code` is one of: `bad_request`, `version`, `denied`, `not_found`, `refused`, `failed`, `busy`.
     """
@@ -183,7 +183,7 @@ class Error(msgspec.Struct, frozen=True, omit_defaults=True):
     """A line for each where there are several: `message` has the first."""
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What became of a request."""
 
     v: int
@@ -195,7 +195,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 _HEAD: Final[msgspec.json.Decoder[_Head]] = msgspec.json.Decoder(_Head)
 _REQUEST: Final[msgspec.json.Decoder[AnyRequest]] = msgspec.json.Decoder(AnyRequest)
-_ANSWER: Final = msgspec.json.Decoder(Answer)
+_REPLY: Final = msgspec.json.Decoder(Reply)
 
 
 def read_request(line: bytes) -> AnyRequest:
@@ -223,30 +223,28 @@ def write_request(request: Request) -> bytes:
     return line
 
 
-def write_answer(id: Id | None, ok: dict[str, Any]) -> bytes:  # noqa: A002
-    """The line of an answer."""
-    return msgspec.json.encode(Answer(v=VERSION, id=id, ok=ok)) + b"\n"
+def write_reply(id: Id | None, ok: dict[str, Any]) -> bytes:  # noqa: A002
+    """The line of a reply."""
+    return msgspec.json.encode(Reply(v=VERSION, id=id, ok=ok)) + b"\n"
 
 
 def write_error(id: Id | None, code: str, message: str, problems: Sequence[str] = ()) -> bytes:  # noqa: A002
-    """The line of an answer that reports an error; bytes of file names that are not UTF-8 are escaped."""
+    """The line of a reply that reports an error; bytes of file names that are not UTF-8 are escaped."""
     first, *lines = (text.encode("utf-8", "backslashreplace").decode() for text in (message, *problems))
-    return msgspec.json.encode(Answer(v=VERSION, id=id, error=Error(code, first, (*lines,)))) + b"\n"
+    return msgspec.json.encode(Reply(v=VERSION, id=id, error=Error(code, first, (*lines,)))) + b"\n"
 
 
-def read_answer(line: bytes) -> dict[str, Any]:
-    """The result in an answer.  Raises `ProtocolError` if it reports an error."""
+def read_reply(line: bytes) -> dict[str, Any]:
+    """The result in a reply.  Raises `ProtocolError` if it reports an error."""
     try:
-        answer = _ANSWER.decode(line)
+        reply = _REPLY.decode(line)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise ProtocolError("bad_request", f"not a response: {_plain(error)}") from None
-    if answer.error is not None:
-        raise ProtocolError(answer.error.code, answer.error.message, answer.id, answer.error.problems)
-    if answer.v != VERSION:
-        raise ProtocolError(
-            "version", f"the daemon speaks version {answer.v} of the protocol, not {VERSION}", answer.id
-        )
-    return answer.ok or {}
+    if reply.error is not None:
+        raise ProtocolError(reply.error.code, reply.error.message, reply.id, reply.error.problems)
+    if reply.v != VERSION:
+        raise ProtocolError("version", f"the daemon speaks version {reply.v} of the protocol, not {VERSION}", reply.id)
+    return reply.ok or {}
 
 
 class Lines:

@@ -2,7 +2,7 @@
 """The daemon's end of the control socket: many clients, none of which can block it.
 
 Nothing here waits.  Each client has one request in progress; nothing more is read from it until it has taken the
-answer.  So a client costs at most a line and an answer.  Time-outs end whatever stalls: half a line, an answer that is
+reply.  So a client costs at most a line and a reply.  Time-outs end whatever stalls: half a line, a reply that is
 not taken, a connection without requests.  The kernel says who the client is (SO_PEERCRED, SO_PEERGROUPS of unix(7)),
 not the client.
 """
@@ -31,8 +31,8 @@ from tapmirror.control.messages import (
     Lines,
     ProtocolError,
     read_request,
-    write_answer,
     write_error,
+    write_reply,
 )
 
 SO_PEERGROUPS: Final = 59
@@ -50,7 +50,7 @@ ACCEPTS: Final = 32
 HALF_TIME: Final = 5.0
 """Seconds for the rest of a request whose first byte came."""
 TAKE_TIME: Final = 10.0
-"""Seconds for a client to take an answer."""
+"""Seconds for a client to take a reply."""
 IDLE_TIME: Final = 300.0
 """Seconds that a connection may be open without a request."""
 
@@ -74,7 +74,7 @@ class Peer(msgspec.Struct, frozen=True):
 
 
 class Call:
-    """A request that waits for its answer.  Answer it once, at any time, from the server's thread."""
+    """A request that waits for its reply.  Answer it once, at any time, from the server's thread."""
 
     def __init__(self, client: _Connection, request: AnyRequest) -> None:
         self.peer = client.peer
@@ -82,8 +82,8 @@ class Call:
         self._client = client
 
     def answer(self, result: dict[str, Any], descriptor: int | None = None) -> None:
-        """Say that it is done.  The descriptor is sent with the answer, and becomes the server's."""
-        self._client.send(write_answer(self.request.id, result), descriptor=descriptor)
+        """Say that it is done.  The descriptor is sent with the reply, and becomes the server's."""
+        self._client.send(write_reply(self.request.id, result), descriptor=descriptor)
 
     def refuse(self, code: str, message: str, problems: Sequence[str] = ()) -> None:
         """Say why it is not done; `code` is one of `ProtocolError`."""
@@ -100,7 +100,7 @@ class _Connection:
         self.since = time.monotonic()
         """When the connection's present state began."""
         self.waits = False
-        """Whether the client waits for the answer to its request."""
+        """Whether the client waits for the reply to its request."""
         self._server = server
         self._out = memoryview(b"")
         self._descriptor: int | None = None
@@ -142,7 +142,7 @@ class _Connection:
         self.sock.close()
 
     def send(self, data: bytes, *, last: bool = False, descriptor: int | None = None) -> None:
-        """Send the answer, with the descriptor, which is closed afterwards; `last`: then close the connection."""
+        """Send the reply, with the descriptor, which is closed afterwards; `last`: then close the connection."""
         self._descriptor = descriptor
         if self.sock.fileno() < 0:
             self._close_descriptor()
@@ -348,7 +348,7 @@ def peer_of(sock: socket.socket, gid: int | None) -> Peer:
     size = struct.calcsize("3i")
     pid, uid, own = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
     groups: tuple[int, ...] = ()
-    # NOTE: Python gives 1 KiB for the answer; a process with more than 256 groups counts with its first group only.
+    # NOTE: Python gives 1 KiB for the reply; a process with more than 256 groups counts with its first group only.
     with suppress(OSError):
         data = sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 1024)
         groups = struct.unpack(f"{len(data) // 4}I", data)

@@ -13,6 +13,6 @@ from tapmirror.framing.detect import detect
 from tapmirror.framing.http1 import RequestFramer
 from tapmirror.framing.memory import HeadMemory
 from tapmirror.framing.raw import RawFramer
-from tapmirror.framing.responses import ResponseFramer
+from tapmirror.framing.response_status import ResponseFramer
 
 __all__ = ["HeadMemory", "RawFramer", "RequestFramer", "ResponseFramer", "detect"]

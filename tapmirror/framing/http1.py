@@ -24,19 +24,19 @@ What cannot be followed is not guessed at:
   the next *certain boundary*.
 
 A certain boundary is data that begins a captured segment, sent after the client had received
-something from production since its last data (`after_reply`), and beginning with a complete and valid
+something from production since its last data (`after_response`), and beginning with a complete and valid
 request line with a registered method (for `OST / HTTP/1.1` is valid too); its head must then prove
-valid.  A client that waits for answers begins requests there and nowhere else; one that never does
+valid.  A client that waits for responses begins requests there and nowhere else; one that never does
 (pipelining without a pause) is not taken up again.  The first segment behind a gap is none: the lost bytes
 may have been the head of a request, and it the body.  That costs the request which follows a gap.
 
-After a CONNECT or Upgrade request (RFC 9110, 9.3.6 and 7.8) the server may have left HTTP.  Its answer
+After a CONNECT or Upgrade request (RFC 9110, 9.3.6 and 7.8) the server may have left HTTP.  Its response
 is not seen here; the next bytes tell: at a turn and beginning a request with a registered method, the
 server refused, and HTTP goes on; else everything from there on is the tunnel's, passed on as it is.  A turn amid
-the body of that request counts as well: the answer may come before the body was sent.  A tunnel does not survive
+the body of that request counts as well: the response may come before the body was sent.  A tunnel does not survive
 a gap.
 
-Behind production's FIN (`no_more`) no request can have an answer: what the client begins there is left out, and a
+Behind production's FIN (`no_more`) no request can have a response: what the client begins there is left out, and a
 request of which a part came before it goes on.
 
 NOTE: cannot know what a server says while it still reads a body: where the head was lost, a request line at the
@@ -143,7 +143,7 @@ class RequestFramer:
         self._last = False  # production has sent its FIN: no other request may begin
         self._early = False  # the client received something amid the request that `_switch` follows
         self.answered_early = False
-        """The client received something amid the last request that came in pieces: an answer, or 100 Continue."""
+        """The client received something amid the last request that came in pieces: a response, or 100 Continue."""
         # Within one call of `feed`: data[_run:pos] is to be passed on, with these flags and this Host.
         self._run = 0
         self._flags = 0
@@ -170,10 +170,10 @@ class RequestFramer:
         """Whether requests may have gone by, or may go by, that are not reported."""
         return self._state >= _RESYNC
 
-    def feed(self, data: Buffer, after_reply: bool) -> Sequence[Message]:
+    def feed(self, data: Buffer, after_response: bool) -> Sequence[Message]:
         """Take the next bytes of the stream.  Parts may be views of `data`.
 
-        `after_reply`: the first byte of `data` may begin a request, by evidence from outside the stream.
+        `after_response`: the first byte of `data` may begin a request, by evidence from outside the stream.
         """
         state = self._state
         size = len(data)
@@ -187,7 +187,7 @@ class RequestFramer:
                     return (self._whole_or_begun(data, plain, rest),)
         elif state == _LENGTH and size <= self._remaining and self._after == _BOUNDARY and not self._broken:
             self._remaining -= size
-            if after_reply:
+            if after_response:
                 self.answered_early = True
             if self._remaining:
                 return (Part(data, size, 0),)
@@ -196,11 +196,11 @@ class RequestFramer:
         out: list[Message] = []
         self._run = pos = 0
         before = len(self._buffer)
-        if after_reply:
+        if after_response:
             self._early = self._early or self._after == _SWITCH
             self.answered_early = self.answered_early or _LENGTH <= state <= _TRAILER
         while pos < size:
-            pos = _STEPS[self._state](self, data, pos, after_reply and not pos, out)
+            pos = _STEPS[self._state](self, data, pos, after_response and not pos, out)
         self._pass(data, size, 0, out)
         if (self._buffer or before) and not self._memory.resize(before, len(self._buffer)):
             out += self._lose(DropReason.MEMORY_LIMIT)
@@ -244,7 +244,7 @@ class RequestFramer:
 
     # --- one step each: take bytes of `data` from `pos` on, say where the next step begins
 
-    def _head(self, data: Buffer, pos: int, after_reply: bool, out: list[Message]) -> int:
+    def _head(self, data: Buffer, pos: int, after_response: bool, out: list[Message]) -> int:
         if self._buffer or self._empty:
             return self._hold_head(data, pos, out)
         limit = pos + self._head_bytes
@@ -318,7 +318,7 @@ class RequestFramer:
             self._request_ended()
         return pos
 
-    def _length(self, data: Buffer, pos: int, after_reply: bool, out: list[Message]) -> int:
+    def _length(self, data: Buffer, pos: int, after_response: bool, out: list[Message]) -> int:
         """Take bytes of a body, or of one chunk's data."""
         taken = min(len(data) - pos, self._remaining)
         self._remaining -= taken
@@ -329,7 +329,7 @@ class RequestFramer:
             self._body_ended()
         return pos
 
-    def _chunk_size(self, data: Buffer, pos: int, after_reply: bool, out: list[Message]) -> int:
+    def _chunk_size(self, data: Buffer, pos: int, after_response: bool, out: list[Message]) -> int:
         found, stop = self._line(data, pos, _SIZE_LINE, min(CHUNK_LINE_BYTES, self._head_bytes), out)
         if found is None:
             return stop
@@ -338,13 +338,13 @@ class RequestFramer:
         self._remaining = size or self._head_bytes
         return stop
 
-    def _chunk_end(self, data: Buffer, pos: int, after_reply: bool, out: list[Message]) -> int:
+    def _chunk_end(self, data: Buffer, pos: int, after_response: bool, out: list[Message]) -> int:
         found, stop = self._line(data, pos, _CRLF, 2, out)
         if found is not None:
             self._state = _CHUNK_SIZE
         return stop
 
-    def _trailer(self, data: Buffer, pos: int, after_reply: bool, out: list[Message]) -> int:
+    def _trailer(self, data: Buffer, pos: int, after_response: bool, out: list[Message]) -> int:
         found, stop = self._line(data, pos, _TRAILER_LINE, self._remaining, out)
         if found is not None:
             size = found.end() - found.start()
@@ -396,7 +396,7 @@ class RequestFramer:
         flags = END if self._state == _TRAILER and len(line) == 2 else 0
         out.append(Lost(size, DropReason.GAP) if self._broken else Part(line, size, flags))
 
-    def _switch(self, data: Buffer, pos: int, after_reply: bool, out: list[Message]) -> int:
+    def _switch(self, data: Buffer, pos: int, after_response: bool, out: list[Message]) -> int:
         """Decide what follows a CONNECT or Upgrade request."""
         buffer = self._buffer
         if self._early or buffer or self._last:
@@ -418,23 +418,23 @@ class RequestFramer:
             self._release()
         return pos
 
-    def _tunnel(self, data: Buffer, pos: int, after_reply: bool, out: list[Message]) -> int:
+    def _tunnel(self, data: Buffer, pos: int, after_response: bool, out: list[Message]) -> int:
         return len(data)
 
-    def _resync(self, data: Buffer, pos: int, after_reply: bool, out: list[Message]) -> int:
-        if (after_reply or self._last) and REQUEST_LINE.match(data, pos) and detect(data[pos:]) == "http":
+    def _resync(self, data: Buffer, pos: int, after_response: bool, out: list[Message]) -> int:
+        if (after_response or self._last) and REQUEST_LINE.match(data, pos) and detect(data[pos:]) == "http":
             if self._last:
                 self._state = _UNREAD
                 return pos
-            return self._head(data, pos, after_reply, out)
+            return self._head(data, pos, after_response, out)
         return self._fail(data, pos, DropReason.UNPARSED, out)
 
-    def _over(self, data: Buffer, pos: int, after_reply: bool, out: list[Message]) -> int:
+    def _over(self, data: Buffer, pos: int, after_response: bool, out: list[Message]) -> int:
         out.append(Lost(len(data) - pos, self._reason or DropReason.INCOMPLETE))
         self._run = len(data)
         return self._run
 
-    def _unread(self, data: Buffer, pos: int, after_reply: bool, out: list[Message]) -> int:
+    def _unread(self, data: Buffer, pos: int, after_response: bool, out: list[Message]) -> int:
         out.append(LeftOut(len(data) - pos))
         self._run = len(data)
         return self._run

@@ -30,8 +30,8 @@ class RawFramer:
         self.transparent = not midstream
         """Whether every byte is passed on as it is, as one `Part` for each `feed`."""
 
-    def feed(self, data: Buffer, after_reply: bool) -> Sequence[Message]:
-        """Take the next bytes of the stream; `after_reply` does not matter here."""
+    def feed(self, data: Buffer, after_response: bool) -> Sequence[Message]:
+        """Take the next bytes of the stream; `after_response` does not matter here."""
         if self._reason is None:
             return (Part(data, len(data), 0),)
         return (Lost(len(data), self._reason),)

@@ -60,7 +60,7 @@ def to_hook(request: Request, connection: int, body: bytes | None) -> HookReques
 
 
 def from_hook(changed: object, request: Request, shown: bytes | None) -> tuple[bytes, bytes | None] | None:
-    """The head that a hook's answer stands for, and the body if it was `shown` one; None: it is no valid request, or
+    """The head that a hook's result stands for, and the body if it was `shown` one; None: it is no valid request, or
     one that is framed otherwise.
     """
     if not isinstance(changed, HookRequest) or not all(isinstance(x, str) for x in (changed.method, changed.target)):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is taken out of the samples that a comparison keeps: of requests, of both answers, and of names.
+"""What is taken out of the samples that a comparison keeps: of requests, of both responses, and of names.
 
 The tap's own rules hold, and those of `compare.redact` in addition.  Without the latter, the fields and members that
 usually hold secrets or personal data are removed, as with `privacy: strict`, but texts are shown.  As in `redact`, what
@@ -36,11 +36,11 @@ _TYPED: Final = re.compile(rb"\r\ncontent-type[ \t]*:", re.IGNORECASE)
 NAMES: Final = 4096
 """Most paths of differences that are remembered."""
 _LINKS: Final = (b"location", b"content-location", b"link", b"refresh")
-"""Fields of answers that hold URLs."""
+"""Fields of responses that hold URLs."""
 _SESSION: Final = re.compile(rb";jsessionid=[^/?#;,<>\" ]*", re.IGNORECASE).sub
 """The session that servlets put into paths of clients without cookies (Jakarta Servlet 6.0, 7.1.3)."""
 QUERIES: Final = 32
-"""Most queries and fragments in the fields of an answer that are inspected; fields with more are left out."""
+"""Most queries and fragments in the fields of a response that are inspected; fields with more are left out."""
 _QUERY: Final = re.compile(rb"([?#])([^?#<>\"]*)")
 _WITHIN: Final = ((), ("[]",), ("[]", "data"))
 """Where a document may be: it may be the body, a line of it, or the data of an event (`compare.documents`)."""
@@ -119,14 +119,14 @@ class SampleRedactor:
             [_SESSION(b"", first), *map(self.path, lines)]
         ), shown  # of fields that the tap leaves alone, names too
 
-    def answer(self, head: bytes, body: bytes) -> tuple[bytes, bytes | None]:
-        """An answer's head, and its body (decoded)."""
+    def response(self, head: bytes, body: bytes) -> tuple[bytes, bytes | None]:
+        """A response's head, and its body (decoded)."""
         lines = head.replace(b"\r\n", b"\n").rstrip(b"\n").split(b"\n")
         kept = []
         queries = QUERIES
         for line in lines[1:]:
             name, colon, value = line.partition(b":")
-            name = name.strip()  # answers are read leniently, and rules know names without white space
+            name = name.strip()  # responses are read leniently, and rules know names without white space
             if not colon or line[:1] in (b" ", b"\t") or name.lower() == b"content-encoding":
                 continue
             line = (name + colon + value).replace(b"\r", b" ")
@@ -141,7 +141,7 @@ class SampleRedactor:
         return lines[0] + b"\r\n" + fields.partition(b"\r\n")[2], shown
 
     def _link(self, line: bytes) -> bytes:
-        """A field of an answer.  What the rules remove from a query is removed from the URLs in it, and from their
+        """A field of a response.  What the rules remove from a query is removed from the URLs in it, and from their
         fragments too.
         """
         name, _, value = line.partition(b":")

@@ -15,7 +15,7 @@ from typing import Final
 FIRST: Final = 0.1
 """Seconds of pause after the first failure."""
 UNANSWERED: Final = 1.0
-"""Seconds after which an attempt without an answer counts as a failure for other connections: its SYN has been repeated
+"""Seconds after which an attempt without a reply counts as a failure for other connections: its SYN has been repeated
 by then (RFC 6298, 2.1: the first time-out is one second)."""
 
 

@@ -205,7 +205,7 @@ class Dialer:
             if lane.http:
                 # The handshake's last acknowledgement is sent together with the request that waits: one packet less,
                 # and the shadow wakes once instead of twice (tcp_rcv_synsent_state_process, "pingpong mode").  For
-                # answers that are timed this is undone (`latency`, `observer`).
+                # responses that are timed this is undone (`latency`, `observer`).
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
             number = sock.connect_ex(place.address)
             if number in (0, errno.EINPROGRESS):

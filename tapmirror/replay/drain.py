@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads answers from the sockets: in one iteration of the loop a bounded amount of each, and of all together.
+"""Reads responses from the sockets: in one iteration of the loop a bounded amount of each, and of all together.
 
-`answers` and `observer` decide what becomes of answers; here is what an answer, or its end, means for the connection.
+`responses` and `observer` decide what becomes of responses; here is what a response, or its end, means for the
+connection.
 """
 
 from __future__ import annotations
@@ -11,31 +12,31 @@ import time
 from typing import Final
 
 from tapmirror.ledger import Ledger
-from tapmirror.replay.answers import Answers
 from tapmirror.replay.ends import Ends
 from tapmirror.replay.lane import OPEN, Lane
 from tapmirror.replay.latency import Timing
+from tapmirror.replay.responses import Responses
 from tapmirror.replay.tls import TlsSocket
 
 READS: Final = 8
 """Most reads of one connection in one iteration of the loop."""
 TURN_TIME: Final = 0.005
 """Seconds of reading in one iteration, after which the present read is finished: as long as a batch of the capture
-takes.  It is enough for 5,000 ordinary answers, or for 8 KiB of chunks of one byte."""
+takes.  It is enough for 5,000 ordinary responses, or for 8 KiB of chunks of one byte."""
 
 
 class Drain:
     """Reads the connections of one reactor.
 
-    `unread` gets those with something left, in the order of their turns.  `paced`: the time and size of answers matter
-    (pacing `wait`).  `secured`: the connections use TLS.
+    `unread` gets those with something left, in the order of their turns.  `paced`: the time and size of responses
+    matter (pacing `wait`).  `secured`: the connections use TLS.
     """
 
-    __slots__ = ("_answers", "_ends", "_events", "_paced", "_secured", "_timing", "_unread", "left")
+    __slots__ = ("_ends", "_events", "_paced", "_responses", "_secured", "_timing", "_unread", "left")
 
     def __init__(
         self,
-        answers: Answers,
+        responses: Responses,
         timing: Timing,
         ends: Ends,
         unread: dict[Lane, None],
@@ -44,7 +45,7 @@ class Drain:
         paced: bool,
         secured: bool,
     ) -> None:
-        self._answers = answers
+        self._responses = responses
         self._timing = timing
         self._ends = ends
         self._unread = unread
@@ -70,16 +71,16 @@ class Drain:
         return self._read(lane, sock, now, ended=ended)
 
     def _read(self, lane: Lane, sock: _socket.socket | TlsSocket, now: float, *, ended: bool) -> bool:
-        answers = self._answers
+        responses = self._responses
         begin = time.monotonic()
         try:
             for _ in range(READS):
                 if lane.observing is not None:
-                    asked, count = lane.observing.read(lane, sock, answers)
+                    asked, count = lane.observing.read(lane, sock, responses)
                 elif lane.framer is not None:
-                    asked, count = answers.read_http(lane, sock)
+                    asked, count = responses.read_http(lane, sock)
                 else:
-                    asked, count = answers.read_raw(sock)
+                    asked, count = responses.read_raw(sock)
                 if not count:
                     if lane.observing is not None:
                         lane.observing.ended(now, reset=False)
@@ -113,12 +114,12 @@ class Drain:
         return True
 
     def look_once_more(self, lane: Lane, now: float) -> None:
-        """Read once more before the connection is reset: answers that have come by now count."""
+        """Read once more before the connection is reset: responses that have come by now count."""
         if lane.sock is not None and lane.state == OPEN and lane.framer is not None and lane.framer.outstanding:
             self._read(lane, lane.sock, now, ended=False)
 
     def broken(self, lane: Lane, now: float) -> None:
-        """Sending failed.  Answers that came before count."""
+        """Sending failed.  Responses that came before count."""
         if lane.framer is not None and lane.sock is not None:
             lane.withdraw()
             if not self._read(lane, lane.sock, now, ended=True):

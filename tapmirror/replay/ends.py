@@ -15,9 +15,9 @@ reset, so that the shadow cannot take it for whole.  The reset waits until the r
 `wait_time`, since a server may abandon these too.  What comes next on that flow waits, and uses a new connection.
 
 *The shadow ends.*  When it closes a connection, a request that was sent in part is dropped, and requests that were sent
-and have no answer count as `unanswered`.  Requests still queued as a whole use a new connection.  So do those behind an
-answer with notice that it is the last one on its connection (`Lane.repeatable`).  A raw stream that lost bytes is given
-up.
+and have no response count as `unanswered`.  Requests still queued as a whole use a new connection.  So do those behind
+a response with notice that it is the last one on its connection (`Lane.repeatable`).  A raw stream that lost bytes is
+given up.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from typing import Final
 
 from tapmirror.events import Abort, DropReason, Excuse, Finish
 from tapmirror.ledger import Ledger
-from tapmirror.replay.answers import wake_for
 from tapmirror.replay.dial import Dialer
 from tapmirror.replay.lane import GIVEN_UP, IDLE, OPEN, Lane
 from tapmirror.replay.ports import Ports, reset_on_close, response_finished, sent_to_the_last
+from tapmirror.replay.responses import wake_for
 from tapmirror.replay.singly import Singly
 from tapmirror.replay.sockets import Sockets
 
@@ -76,7 +76,7 @@ class Ends:
         self._ports = Ports(gentle)
         self._lingering: dict[Lane, float] = {}
         self._awaiting_end: dict[Lane, float] = {}
-        """Flows whose end waits for the shadow's answer, with the time until which each waits."""
+        """Flows whose end waits for the shadow's response, with the time until which each waits."""
 
     # --- production's
 
@@ -120,7 +120,7 @@ class Ends:
             self.finish(Finish(command.flow), now)
 
     def excuse(self, command: Excuse, _now: float) -> None:
-        """Production ended the connection, and had no answer to what was asked last."""
+        """Production ended the connection, and had no response to what was asked last."""
         lane = self._lanes.get(command.flow)
         if lane is not None and lane.http and not lane.tunnel:
             lane.excused = True
@@ -169,7 +169,7 @@ class Ends:
         return next(iter(self._lingering.values())) if self._lingering else None
 
     def expire(self, now: float) -> None:
-        """End the flows that waited too long, or whose answer is complete."""
+        """End the flows that waited too long, or whose response is complete."""
         for lane in list(islice(self._awaiting_end, LOOKS)):
             self._awaiting_end[lane] = self._awaiting_end.pop(lane)  # the others are first next time
             self.try_finish(lane, now)
@@ -197,7 +197,7 @@ class Ends:
             self.remove(lane, reason)
 
     def shadow_ended(self, lane: Lane, now: float) -> None:
-        """The shadow closed its side, and all of its answers were read."""
+        """The shadow closed its side, and all of its responses were read."""
         if lane.http:
             self._learn(lane, now)
             self.broken(lane, now)
@@ -207,7 +207,7 @@ class Ends:
             self.remove(lane, DropReason.SHADOW_CLOSED)
 
     def shadow_reset(self, lane: Lane, now: float) -> None:
-        """The shadow reset the connection, and all of its answers were read."""
+        """The shadow reset the connection, and all of its responses were read."""
         self._learn(lane, now)
         self.broken(lane, now)
 

@@ -53,7 +53,7 @@ class Item:
         self.size = size
         self.flags = flags
         self.announced = False
-        """Whether the response framer was told to expect the answer to the request that begins here."""
+        """Whether the response framer was told to expect the response to the request that begins here."""
         self.number = number
         """Number of the request that begins here (`Send.number`); 0: none is compared."""
         self.answered = answered
@@ -89,7 +89,7 @@ class QueueMemory:
         self.repeats = 0
         """Requests queued to be sent again."""
         self.singly = False
-        """Whether each request waits for the answer to the previous one (`singly`)."""
+        """Whether each request waits for the response to the previous one (`singly`)."""
 
     def full(self, size: int) -> bool:
         """Whether `size` more bytes would exceed the bound of all queues together."""
@@ -148,9 +148,9 @@ class Lane:
         self.fd = -1
         """The socket's descriptor, as long as there is a socket."""
         self.observer: Observer | None = None
-        """None: its answers cannot be compared."""
+        """None: its responses cannot be compared."""
         self.observing: Observer | None = None
-        """The observer, while answers on this connection are compared."""
+        """The observer, while responses on this connection are compared."""
         self.state = IDLE
         self.ready = False
         """Whether the next part can be sent at once.  Set by `refresh`, cleared by whatever prevents it."""
@@ -173,18 +173,18 @@ class Lane:
         self.sent = 0
         """Requests sent on this shadow connection."""
         self.last = 0
-        """Number of the request after whose answer the shadow will probably close this connection; 0: unknown."""
+        """Number of the request after whose response the shadow will probably close this connection; 0: unknown."""
         self.sent_at_sweep = -1
         self.idle_since = 0.0
         """Since when nothing was sent, as far as sweeps saw (`Shadow.idle_time`)."""
         self.lazy = False
-        """Whether the kernel wakes us only for many bytes of answers."""
+        """Whether the kernel wakes us only for many bytes of responses."""
         self.switching = False
-        """Whether the last request may make the connection a tunnel: what follows waits for the shadow's answer."""
+        """Whether the last request may make the connection a tunnel: what follows waits for the shadow's response."""
         self.tunnel = False
         """Whether what follows that request is not HTTP."""
         self.unanswered = False
-        """Whether the last connection to the shadow ended while a request had no answer."""
+        """Whether the last connection to the shadow ended while a request had no response."""
         self.blamed: Place | None = None
         """The address that broke off the last connection to the shadow without a byte; None: none did."""
         self.excused = False
@@ -195,13 +195,13 @@ class Lane:
         self.held_since = 0.0
         """Since when the requests wait for each other; 0: they do not."""
         self.torn = False
-        """Whether a part of a request was sent that will never be complete, behind requests without an answer: nothing
+        """Whether a part of a request was sent that will never be complete, behind requests without a response: nothing
         more is sent on this connection."""
         self.timed = 0
-        """Which request's answer is timed (`latency`): the value of `sent` with that request; 0: none."""
+        """Which request's response is timed (`latency`): the value of `sent` with that request; 0: none."""
         self.timed_at = 0.0
         self.timed_lazy = False
-        """Whether the connection has to be made lazy again when the answer was timed."""
+        """Whether the connection has to be made lazy again when the response was timed."""
 
     def attach(self, sock: _socket.socket, framer: ResponseFramer | None, last: int = 0) -> None:
         """Begin a connection to the shadow, which will probably close it after `last` requests (0: unknown)."""
@@ -235,13 +235,13 @@ class Lane:
 
     @property
     def parting(self) -> bool:
-        """Whether what follows has to wait for the answer that is due.
+        """Whether what follows has to wait for the response that is due.
 
-        It would be lost otherwise: the shadow will probably close the connection behind that answer, or it loses what
-        is sent ahead of answers.
+        It would be lost otherwise: the shadow will probably close the connection behind that response, or it loses what
+        is sent ahead of responses.
         """
         framer, memory = self.framer, self._memory
-        if framer is None or framer.failed or not framer.awaited:  # once failed it sees no answer any more
+        if framer is None or framer.failed or not framer.awaited:  # once failed it sees no response any more
             return False
         if self.sent == self.last:
             return True
@@ -299,7 +299,7 @@ class Lane:
         self.advance(count)
 
     def withdraw(self) -> None:
-        """Sending failed.  If nothing of the first queued request was sent, expect no answer to it here."""
+        """Sending failed.  If nothing of the first queued request was sent, expect no response to it here."""
         if self.framer is not None and self.queue and self.queue[0].announced and not self.queue[0].offset:
             self.queue[0].announced = False
             self.framer.withdraw()
@@ -397,7 +397,7 @@ class Lane:
     def repeatable(self) -> list[tuple[bytes, int]]:
         """(request, flags) of the requests that may be sent again (`resend`).
 
-        The shadow should not have processed them: they came behind the one with whose answer it gave notice that it
+        The shadow should not have processed them: they came behind the one with whose response it gave notice that it
         closes the connection.
         """
         framer = self.framer
@@ -442,7 +442,7 @@ class Lane:
         for item in self.queue:
             self._drop_queued(item, reason)
             if item.repeated:
-                self._ledger.answers["unanswered"] += 1
+                self._ledger.responses["unanswered"] += 1
                 self._repeated()
             elif item.flags & START and not item.offset:
                 requests += 1
@@ -471,7 +471,7 @@ class Lane:
     def drop_last(self, reason: DropReason) -> bool:
         """Drop the last request that was taken in, which is not complete.
 
-        True if some of it was sent, or its answer is expected: then the connection cannot be used any more.
+        True if some of it was sent, or its response is expected: then the connection cannot be used any more.
         """
         if not self.open_request:
             return False

@@ -4,14 +4,14 @@
 Theory of operation
 -------------------
 A connection has at most one request under way that is timed, by the clock that the loop reads anyway: from the
-iteration in which the request's last byte was sent to the iteration in which its answer's last byte was read.  So a
+iteration in which the request's last byte was sent to the iteration in which its response's last byte was read.  So a
 time has in it the network, the shadow, what the shadow had to answer on this connection before, and our own iterations:
 the rest of the batch in which the request was sent (`worker.BATCH`), and the pause after it (`worker.HOLD`), a
 millisecond or two as a rule, more where the worker is short of CPU.  What is not in it: connecting, and waiting for the
-shadow to take the request.  Answers that never come are not in it either.
+shadow to take the request.  Responses that never come are not in it either.
 
-A busy connection wakes the loop only for many bytes of answers.  To time an answer there, the connection is made to
-wake the loop for a few bytes; `LAZY` bounds how often a second.  If answers are compared, `observer` decides about
+A busy connection wakes the loop only for many bytes of responses.  To time a response there, the connection is made to
+wake the loop for a few bytes; `LAZY` bounds how often a second.  If responses are compared, `observer` decides about
 waking, and the requests that it times, more precisely than is possible here, are the ones timed here too.
 
 A new connection acknowledges late (`dial`).  A server that writes head and body separately waits for that (Nagle's
@@ -24,8 +24,8 @@ from __future__ import annotations
 from typing import Final
 
 from tapmirror.histogram import Histogram
-from tapmirror.replay.answers import LAZY_BYTES, acknowledge_at_once, wake_for
 from tapmirror.replay.lane import Lane
+from tapmirror.replay.responses import LAZY_BYTES, acknowledge_at_once, wake_for
 
 LAZY: Final = 50
 """Most requests a second that are timed on busy connections, all together: enough for a median of each second.  Each
@@ -39,7 +39,7 @@ class Timing:
     """Times requests of one reactor's connections.
 
     Call `sent` when a request was sent whole.  To save calls, `begin` may be called instead, if `Lane.timed` is 0 and,
-    on a busy connection, some are `left` or the second is over (`until`).  Call `end` when answers were read, if
+    on a busy connection, some are `left` or the second is over (`until`).  Call `end` when responses were read, if
     `Lane.timed` is not 0.
     """
 
@@ -76,7 +76,7 @@ class Timing:
         lane.timed, lane.timed_at = lane.sent, now
 
     def end(self, lane: Lane, now: float) -> None:
-        """Count the time, if the answer is complete."""
+        """Count the time, if the response is complete."""
         framer = lane.framer
         if framer is None or lane.sent - len(framer.awaited) < lane.timed:
             return

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One connection to a shadow whose answers are compared: its requests and answers, each with its time.
+"""One connection to a shadow whose responses are compared: its requests and responses, each with its time.
 
 Theory of operation
 -------------------
 *Received.*  The kernel stamps each packet as it comes in from the interface (SO_TIMESTAMPING with RX_SOFTWARE,
 Documentation/networking/timestamping.rst).  A read has the stamp of the last packet of which it has bytes.  If one read
-has several answers, all of them get that stamp, though the earlier ones came before it.  So everything that has come is
-read before a timed request is sent, and before one behind it: clients that send as fast as production answers have many
-requests on a connection in one iteration of the loop.
+has several responses, all of them get that stamp, though the earlier ones came before it.  So everything that has come
+is read before a timed request is sent, and before one behind it: clients that send as fast as production answers have
+many requests on a connection in one iteration of the loop.
 
 *Sent.*  The last part of each request asks for a stamp of the moment at which the kernel hands its last byte to the
 interface's driver (TX_SOFTWARE, by `sendmsg` of this part).  The stamp comes back through the socket's error queue,
@@ -18,7 +18,7 @@ Stamps are of the wall clock.  They are converted to CLOCK_MONOTONIC by the diff
 of the loop.
 
 *Not all requests are timed.*  Of many requests a second only some are (`Asked.timed`).  While none of these waits for
-its answer on a busy connection, the connection wakes the loop only for many bytes of answers, and they are read
+its response on a busy connection, the connection wakes the loop only for many bytes of responses, and they are read
 together.
 """
 
@@ -36,13 +36,13 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from tapmirror import wall
 from tapmirror.events import END, Buffer
 from tapmirror.exchange import Unpaired
-from tapmirror.replay.answers import LAZY_BYTES, LOOK_BYTES, acknowledge_at_once, wake_for
+from tapmirror.replay.responses import LAZY_BYTES, LOOK_BYTES, acknowledge_at_once, wake_for
 from tapmirror.replay.tls import TlsSocket
 
 if TYPE_CHECKING:
     from tapmirror.compare.pairing import Conversation
-    from tapmirror.replay.answers import Answers
     from tapmirror.replay.lane import Lane
+    from tapmirror.replay.responses import Responses
 
 _Socket: TypeAlias = "_socket.socket | TlsSocket"
 
@@ -58,7 +58,7 @@ IP_RECVERR: Final = 11
 IPV6_RECVERR: Final = 25
 TCP_INFO_RTT: Final = 68
 """Offset of tcpi_rtt in `struct tcp_info`, in microseconds: smoothed, and until the shadow acknowledges, maybe with its
-answer."""
+response."""
 TCP_INFO_MIN_RTT: Final = 148
 """Offset of tcpi_min_rtt in `struct tcp_info`, in microseconds, the handshake's included; all ones: not known."""
 UNKNOWN_NS: Final = 0xFFFF_FFFF * 1000
@@ -67,8 +67,8 @@ RTT_TIME: Final = 1.0
 STAMPS: Final = 256
 """Most requests on a connection that wait for the stamp of their last byte; further ones get none."""
 OWED: Final = 100
-"""Most answers that may wait to be read on a busy connection if none of them is timed: fewer than `Compare.pending`.
-The smallest answers have 27 bytes, so `LAZY_BYTES` can be 600 of them."""
+"""Most responses that may wait to be read on a busy connection if none of them is timed: fewer than `Compare.pending`.
+The smallest responses have 27 bytes, so `LAZY_BYTES` can be 600 of them."""
 WASTE_BYTES: Final = 1 << 20
 
 _ASK: Final = [(socket.SOL_SOCKET, SO_TIMESTAMPING, struct.pack("=I", TX_SOFTWARE))]
@@ -159,7 +159,7 @@ class Observer:
     # --- when it observes
 
     def start_or_stop(self, lane: Lane, number: int) -> None:
-        """A request is about to be sent; 0: its answer is not compared."""
+        """A request is about to be sent; 0: its response is not compared."""
         if lane.observing is not None:
             if not number and not self._conversation.owes(self._target):
                 self._stop(lane)
@@ -167,7 +167,7 @@ class Observer:
             self._conversation.left_out(self._target, number, Unpaired.ORDER)
 
     def _start(self, lane: Lane) -> bool:
-        """Observe from the next answer on; False: it cannot be told from the one that is coming now."""
+        """Observe from the next response on; False: it cannot be told from the one that is coming now."""
         framer, sock = lane.framer, lane.sock
         assert framer is not None
         owed = framer.owed()
@@ -232,7 +232,7 @@ class Observer:
         return self._send_timed(sock, data, now)
 
     def _be_lazy(self, lane: Lane) -> None:
-        """Let answers that are not timed wait to be read, if the connection is busy and there are not too many."""
+        """Let responses that are not timed wait to be read, if the connection is busy and there are not too many."""
         assert lane.framer is not None
         many = len(lane.framer.awaited) > OWED
         if lane.lazy:
@@ -242,16 +242,16 @@ class Observer:
             wake_for(lane, LAZY_BYTES)
 
     def crowded(self, lane: Lane, number: int) -> bool:
-        """Whether answers should be read before this request is sent.
+        """Whether responses should be read before this request is sent.
 
-        That is so if answers may be waiting, and this request or one before it is timed: its answer needs a stamp of
-        its own.
+        That is so if responses may be waiting, and this request or one before it is timed: its response needs a stamp
+        of its own.
         """
         assert lane.framer is not None
         return bool(lane.framer.awaited) and (self._hurry(lane) or self._conversation.times(number))
 
     def _hurry(self, lane: Lane) -> bool:
-        """Whether a timed request waits for its answer."""
+        """Whether a timed request waits for its response."""
         assert lane.framer is not None
         return self._timed_last > self._asked - len(lane.framer.awaited)
 
@@ -306,7 +306,7 @@ class Observer:
 
     # --- what it answers
 
-    def read(self, lane: Lane, sock: _Socket, answers: Answers) -> tuple[int, int]:
+    def read(self, lane: Lane, sock: _Socket, responses: Responses) -> tuple[int, int]:
         """Read; returns (bytes asked for, bytes read).  Raises what `recv_into` does."""
         framer, conversation, target = lane.framer, self._conversation, self._target
         assert framer is not None
@@ -335,7 +335,7 @@ class Observer:
         else:
             data = self._buffer[:count]
             if not framer.failed:
-                answers.take(lane, data)
+                responses.take(lane, data)
             conversation.shadow_data(target, data, time_ns)
         return asked, count
 
@@ -352,7 +352,7 @@ class Observer:
         self._conversation.given_up(self._target, Unpaired.NOT_SENT)
 
     def shut(self) -> None:
-        """The tap ends; requests without an answer count as still in progress."""
+        """The tap ends; requests without a response count as still in progress."""
         self._conversation.given_up(self._target, Unpaired.SHUTDOWN)
 
     def _received(self, found: list[tuple[int, int, bytes]]) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the observers of one copy of a shadow share, if its answers are compared."""
+"""What the observers of one copy of a shadow share, if its responses are compared."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from tapmirror.replay.answers import LOOK_BYTES
 from tapmirror.replay.observer import WASTE_BYTES, Clock, Observer
+from tapmirror.replay.responses import LOOK_BYTES
 
 if TYPE_CHECKING:
     from tapmirror.compare.pairing import Conversation
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Observers:
     """Makes the observers of one reactor.
 
-    `conversation` returns the conversation of a production connection, if its answers are compared.  `target` is the
+    `conversation` returns the conversation of a production connection, if its responses are compared.  `target` is the
     shadow's number in it.
     """
 
@@ -35,7 +35,7 @@ class Observers:
         self.tick = clock.tick
 
     def observer(self, flow: int) -> Observer | None:
-        """The observer of a flow's lane; None: its answers are not compared."""
+        """The observer of a flow's lane; None: its responses are not compared."""
         conversation = self._conversation(flow)
         if conversation is None:
             return None

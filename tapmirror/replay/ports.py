@@ -31,7 +31,7 @@ _RECEIVED: Final = struct.Struct("=44xI4xI72xQ")
 """Fields of `struct tcp_info` (linux/tcp.h): tcpi_last_data_sent and tcpi_last_data_recv (milliseconds ago),
 tcpi_bytes_received."""
 SILENCE: Final = 50
-"""Milliseconds without a byte after which an answer counts as complete."""
+"""Milliseconds without a byte after which a response counts as complete."""
 DOUBT: Final = 1_000
 """The same, if it is not certain that what came answers what was sent last: it came in the same tick of the kernel's
 clock (usually 4 ms), or the connection uses TLS, whose own messages count as bytes."""
@@ -54,10 +54,10 @@ def sent_to_the_last(sock: _socket.socket | TlsSocket) -> bool:
 
 
 def response_finished(sock: _socket.socket | TlsSocket) -> bool:
-    """Whether the shadow has finished its answer.
+    """Whether the shadow has finished its response.
 
     It has if something came after what was sent last, and then nothing for `SILENCE`, or for `DOUBT` if that may have
-    been an earlier answer.
+    been an earlier response.
     """
     sent, came, size = _RECEIVED.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RECEIVED.size))
     sure = came < sent and not isinstance(sock, TlsSocket)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reactor: commands in, bytes to the shadow, answers drained.
+"""The reactor: commands in, bytes to the shadow, responses drained.
 
 Theory of operation
 -------------------
@@ -7,8 +7,8 @@ Theory of operation
 of `Send` is one `send` from the capture ring's memory.  If a part does not end its request, the bytes that do not fill
 a packet wait for the next part (`MSG_MORE`); before the loop waits, `push` sends them.
 
-*Answers* (`drain`).  A busy connection wakes the loop only for many bytes of answers; a sweep every second (`sweep`)
-reads the rest.  All reading in one iteration of the loop is bounded, because the capture waits meanwhile.
+*Responses* (`drain`).  A busy connection wakes the loop only for many bytes of responses; a sweep every second
+(`sweep`) reads the rest.  All reading in one iteration of the loop is bounded, because the capture waits meanwhile.
 
 *Loss.*  Only `ends` sends a request again, and only where that is safe.  When a connection ends, requests that are
 queued whole use a new one.  While the shadow cannot be reached (`dial`), everything is dropped at once.  At a bound of
@@ -18,7 +18,7 @@ it for whole.
 *Pacing `wait`* (`turns`).  A turn in the queue holds back what follows until the shadow has answered.  There is none in
 the middle of a request.
 
-*Singly* (`singly`).  A shadow that loses what is sent ahead of its answers gets its requests one by one.
+*Singly* (`singly`).  A shadow that loses what is sent ahead of its responses gets its requests one by one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from typing import Any, Final
 
 from tapmirror.events import END, START, TUNNEL, WHOLE, Abort, Command, DropReason, Excuse, Finish, Open, Send, Turn
 from tapmirror.ledger import Ledger
-from tapmirror.replay.answers import Answers, wake_for
 from tapmirror.replay.dial import Address, Dialer
 from tapmirror.replay.drain import Drain
 from tapmirror.replay.ends import Ends
@@ -40,6 +39,7 @@ from tapmirror.replay.lane import CONNECTING, GIVEN_UP, IDLE, OPEN, Item, Lane, 
 from tapmirror.replay.latency import Timing
 from tapmirror.replay.observers import Observers
 from tapmirror.replay.ports import GENTLE_CLOSES
+from tapmirror.replay.responses import Responses, wake_for
 from tapmirror.replay.singly import Singly
 from tapmirror.replay.sockets import Sockets
 from tapmirror.replay.sweep import Sweep
@@ -79,7 +79,7 @@ class Reactor:
         self._lanes: dict[int, Lane] = {}
         self._memory = QueueMemory(spec.limits.queue_bytes, spec.limits.queues_bytes)
         self._dialer = Dialer(addresses, spec.limits, shadow, ledger, tls)
-        self._answers = Answers(ledger, paced=spec.pacing is Pacing.WAIT)
+        self._responses = Responses(ledger, paced=spec.pacing is Pacing.WAIT)
         self._timing = Timing(ledger.latency)
         self._turns = Turns(spec.limits.wait_time)
         self.paced = spec.pacing is Pacing.WAIT
@@ -102,7 +102,7 @@ class Reactor:
             gentle,
         )
         self._drain = Drain(
-            self._answers,
+            self._responses,
             self._timing,
             self._ends,
             self._unread,
@@ -174,7 +174,7 @@ class Reactor:
 
     @property
     def behind(self) -> bool:
-        """Whether a connection with pacing `wait` falls behind unless answers are read as they come."""
+        """Whether a connection with pacing `wait` falls behind unless responses are read as they come."""
         return self._turns.behind
 
     def readdress(self, addresses: Sequence[Address]) -> None:
@@ -285,8 +285,8 @@ class Reactor:
             self._requests.mirrored += 1
             lane.sent += 1
             if lane.sent == LAZY_AFTER:
-                lane.timed = 0  # from here on the answers may wait to be read
-                self._answers.settle_in(lane)
+                lane.timed = 0  # from here on the responses may wait to be read
+                self._responses.settle_in(lane)
             elif not lane.timed and (not lane.lazy or self._timing.left or now >= self._timing.until):
                 self._timing.begin(lane, now)
             if lane.sent == lane.last:
@@ -297,7 +297,7 @@ class Reactor:
                 self._went(lane, now)
 
     def _send_observed(self, command: Send, now: float) -> None:
-        """Do what `_send` does, on a connection whose answers are compared."""
+        """Do what `_send` does, on a connection whose responses are compared."""
         lane = self._lanes.get(command.flow)
         if lane is None or lane.observer is None or (lane.observing is None and not command.number):
             self._send(command, now)
@@ -341,21 +341,21 @@ class Reactor:
             self._went(lane, now)
 
     def _went(self, lane: Lane, now: float) -> None:
-        """Note the last byte of a request that was sent in several parts, or whose answer is compared."""
+        """Note the last byte of a request that was sent in several parts, or whose response is compared."""
         if lane.observing is not None:
             self._timing.sent(lane, now)
             if lane.sent == LAZY_AFTER:
-                self._answers.settle_in(lane)
+                self._responses.settle_in(lane)
         elif lane.sent == LAZY_AFTER:
             lane.timed = 0
-            self._answers.settle_in(lane)
+            self._responses.settle_in(lane)
         elif not lane.timed and (not lane.lazy or self._timing.left or now >= self._timing.until):
             self._timing.begin(lane, now)
         if lane.sent == lane.last:
             self._part(lane)
 
     def _part(self, lane: Lane) -> None:
-        """Let what follows wait for the answer, which is read as it comes."""
+        """Let what follows wait for the response, which is read as it comes."""
         lane.ready = False
         if lane.lazy:
             wake_for(lane, 1)
@@ -438,8 +438,8 @@ class Reactor:
     def _open(self, command: Open, now: float) -> None:
         before = self._lanes.get(command.flow)
         if before is not None and before.http:
-            # More second copies for a flow that has ended.  They use its connection: answers on another one beside it
-            # would be taken for answers on this one.
+            # More second copies for a flow that has ended.  They use its connection: responses on another one beside it
+            # would be taken for responses on this one.
             self._ends.take_back(before)
             return
         lane = Lane(command.flow, command.http, self._memory, self._ledger)
@@ -454,7 +454,8 @@ class Reactor:
         if lane is None or lane.state not in (OPEN, CONNECTING):
             return
         if lane.open_request:
-            # `Expect: 100-continue`: the answer that counts comes to the whole request, and the shadow may send no 100.
+            # `Expect: 100-continue`: the response that counts comes to the whole request, and the shadow may send no
+            # 100.
             return
         lane.enqueue_turn(command.answered)
         if lane.state == OPEN:
@@ -483,7 +484,7 @@ class Reactor:
             if lane.observer is not None:
                 lane.observer.connected()
             if not lane.http:
-                self._answers.settle_in(lane)
+                self._responses.settle_in(lane)
             if not lane.queue:
                 lane.refresh()
         if event & select.EPOLLOUT and lane.queue:
@@ -568,19 +569,19 @@ class Reactor:
         return True
 
     def _waited(self, lane: Lane, now: float) -> bool:
-        """Whether a request that is sent singly has waited long enough; true until all answers have come."""
+        """Whether a request that is sent singly has waited long enough; true until all responses have come."""
         if not lane.held_since:
             lane.held_since = now
         return now - lane.held_since >= self._wait_time and lane.sent != lane.last
 
     def _on_readable(self, lane: Lane, now: float, *, ended: bool = False) -> None:
-        """Read and discard answers, then continue with what waited for them."""
+        """Read and discard responses, then continue with what waited for them."""
         if lane.sock is None or lane.state != OPEN or not self._read(lane, lane.sock, now, ended=ended):
             return
         self._go_on(lane, now)
 
     def _go_on(self, lane: Lane, now: float) -> None:
-        """Continue with what waited for the answers that were read."""
+        """Continue with what waited for the responses that were read."""
         if lane.torn and lane.framer is not None and lane.framer.outstanding < 2:
             self._ends.lost(lane, now)
         if lane.queue:

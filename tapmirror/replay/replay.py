@@ -65,7 +65,7 @@ class Replay:
 
     @property
     def behind(self) -> bool:
-        """Whether a connection with pacing `wait` falls behind unless answers are read as they come."""
+        """Whether a connection with pacing `wait` falls behind unless responses are read as they come."""
         return any(each.behind for each in self.reactors)
 
     def next_deadline(self) -> float | None:

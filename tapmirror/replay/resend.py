@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Copies of requests that wait for their answers behind others, in case the shadow leaves them unread.
+"""Copies of requests that wait for their responses behind others, in case the shadow leaves them unread.
 
 Theory of operation
 -------------------
-A server may give notice with any answer that it is the last one on its connection (RFC 9112, 9.6): after a number of
+A server may give notice with any response that it is the last one on its connection (RFC 9112, 9.6): after a number of
 requests, or because it is restarting.  It must not process what came behind that request.  Clients send that again over
 another connection, by themselves if the method is safe (RFC 9110, 9.2.2), and so does replay.  Other requests are not
-repeated: some servers (Node.js) have already begun with what they read ahead, and discard its answer.
+repeated: some servers (Node.js) have already begun with what they read ahead, and discard its response.
 
 Repeating needs the bytes, which have left the capture's ring by then.  Nothing is kept of a request that waits alone,
-as most do: no answer before it can leave it unread.  A request is repeated once, so a shadow that gives notice with
-every answer does not get all of them each time.
+as most do: no response before it can leave it unread.  A request is repeated once, so a shadow that gives notice with
+every response does not get all of them each time.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class Resendable:
     def __init__(self, of_all: ResendQuota) -> None:
         self._all = of_all
         self.requests: list[bytes] = []
-        """Copies of the requests that wait for their answers, the oldest first; b"": none is kept of this one."""
+        """Copies of the requests that wait for their responses, the oldest first; b"": none is kept of this one."""
 
     def add(self, data: Buffer, flags: int) -> None:
-        """Note a request that begins to be sent while an answer is due."""
+        """Note a request that begins to be sent while a response is due."""
         of_all = self._all
         if flags & END and 0 < len(data) <= RESEND_BYTES and data[0] in _INITIALS and of_all.count < of_all.most:
             self.requests.append(bytes(data))

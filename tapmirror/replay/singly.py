@@ -3,15 +3,15 @@
 
 Theory of operation
 -------------------
-Production's clients usually wait for their answers, but what they send one after the other may reach a slower shadow as
-two requests in one packet.  Servers must accept that (RFC 9112, 9.3.2), and some do not: gunicorn's threads answer the
-first and keep the second until a third comes, or until the connection was idle for two seconds.  Others close after
-answers of their choice, as lighttpd does after the error for a request whose body it does not want.
+Production's clients usually wait for their responses, but what they send one after the other may reach a slower shadow
+as two requests in one packet.  Servers must accept that (RFC 9112, 9.3.2), and some do not: gunicorn's threads answer
+the first and keep the second until a third comes, or until the connection was idle for two seconds.  Others close after
+responses of their choice, as lighttpd does after the error for a request whose body it does not want.
 
-Waiting for each answer means reading it as it comes, so it is not done from the start.  If connections end with
+Waiting for each response means reading it as it comes, so it is not done from the start.  If connections end with
 unanswered requests, and not after the number that `Dialer.last` predicts, requests wait for a while, on all connections
 to that shadow.  Servers also end connections that were idle for too long.  A request that is on its way then is lost
-too, but it is a single one, long after the last answer.
+too, but it is a single one, long after the last response.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Singly:
         return True
 
     def _alone(self, lane: Lane) -> bool:
-        """Whether the last request was lost for another reason than being sent ahead of an answer.
+        """Whether the last request was lost for another reason than being sent ahead of a response.
 
         That is so if requests wait already, if production did not answer it either, if the shadow had begun to answer
         it, or if nothing came since it was sent (the server's idle time-out ended just then).

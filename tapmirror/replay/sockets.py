@@ -21,12 +21,12 @@ _INTEREST: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select
 class Sockets:
     """The sockets of one reactor's lanes."""
 
-    __slots__ = ("_answers", "_dialer", "_events", "_turns", "by_fd", "epoll", "unread")
+    __slots__ = ("_dialer", "_events", "_responses", "_turns", "by_fd", "epoll", "unread")
 
     def __init__(self, dialer: Dialer, turns: Turns, ledger: Ledger) -> None:
         self._dialer = dialer
         self._turns = turns
-        self._answers = ledger.answers
+        self._responses = ledger.responses
         self._events = ledger.events
         self.epoll = select.epoll()
         self.by_fd: dict[int, Lane] = {}
@@ -66,7 +66,7 @@ class Sockets:
             unanswered = owed - lane.unsent()
             torn += lane.torn
             if unanswered > torn:
-                self._answers["unanswered"] += unanswered - torn
+                self._responses["unanswered"] += unanswered - torn
                 lane.unanswered = True
                 self.excuse(lane)
             self._dialer.like = lane.framer

@@ -14,9 +14,10 @@ from tapmirror.replay.lane import OPEN, Lane
 EVERY: Final = 1.0
 """Seconds between two sweeps."""
 OUTSTANDING: Final = 16_384
-"""Requests without an answer beyond which a connection is given up at the next sweep: each costs 8 bytes."""
+"""Requests without a response beyond which a connection is given up at the next sweep: each costs 8 bytes."""
 OUTSTANDING_ALL: Final = 1 << 20
-"""Requests without an answer on all connections, beyond which those are given up that have more than an equal share."""
+"""Requests without a response on all connections, beyond which those are given up that have more than an equal
+share."""
 
 
 class Sweep:
@@ -42,7 +43,7 @@ class Sweep:
         return [lane for lane in lanes if lane.lazy]
 
     def unanswered(self, lanes: Collection[Lane]) -> list[Lane]:
-        """Lanes whose shadow owes too many answers."""
+        """Lanes whose shadow owes too many responses."""
         owed = [(lane, lane.framer.outstanding) for lane in lanes if lane.framer is not None]
         bound = OUTSTANDING
         if sum(count for _, count in owed) > OUTSTANDING_ALL:

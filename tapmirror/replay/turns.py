@@ -12,13 +12,13 @@ from typing import Final
 from tapmirror.replay.lane import Lane
 
 SILENCE: Final = 0.05
-"""Seconds without a byte after which a raw answer counts as complete."""
+"""Seconds without a byte after which a raw response counts as complete."""
 PROMPT: Final = 0.003
-"""Seconds within which an answer is prompt: of a slower shadow the pause of the worker's loop is a small part."""
+"""Seconds within which a response is prompt: of a slower shadow the pause of the worker's loop is a small part."""
 
 
 class Turns:
-    """The lanes whose next bytes wait for an answer."""
+    """The lanes whose next bytes wait for a response."""
 
     __slots__ = ("_before", "_behind", "_latest", "_wait_time", "_waiting")
 
@@ -41,7 +41,7 @@ class Turns:
         return bool(self._behind)
 
     def look(self, now: float) -> None:
-        """Answers that came up to now were looked at: what waits can be judged by them."""
+        """Responses that came up to now were looked at: what waits can be judged by them."""
         self._before, self._latest = self._latest, now
 
     def waiting(self) -> list[tuple[Lane, float]]:
@@ -70,7 +70,7 @@ class Turns:
         """The turn at the head of the queue is over."""
         deadline = self._waiting.pop(lane, None)
         lane.end_turn()
-        # at the first look it is not known how long the answer has been there
+        # at the first look it is not known how long the response has been there
         since = now if deadline is None else deadline - self._wait_time
         prompt = since >= self._before or now - since < PROMPT
         if prompt and any(item.answered >= 0 for item in lane.queue):  # else nothing would end it

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rules for system calls to a classic BPF program, and the program into the kernel (seccomp(2)).
 
-The kernel lets calls pass without running the program whose answer depends on no argument (since 5.11); what is
+The kernel lets calls pass without running the program whose result depends on no argument (since 5.11); what is
 compared for every call are the few others.
 """
 

@@ -39,8 +39,8 @@ class Counters(msgspec.Struct, frozen=True):
     egress: tuple[int, int]
     control_lost: tuple[int, int]
     loop_syn: tuple[int, int]
-    answers: tuple[int, int]
-    answers_lost: tuple[int, int]
+    responses: tuple[int, int]
+    responses_lost: tuple[int, int]
 
 
 class Source(Protocol):
@@ -76,12 +76,12 @@ class Source(Protocol):
     def want_ack(self, key: FlowKey, wanted: bool) -> None:
         """Begin or stop to yield production's acknowledgements of this flow (and of those in its bucket)."""
 
-    def want_answers(self, first: int, count: int) -> None:
+    def want_responses(self, first: int, count: int) -> None:
         """Yield production's payload in `count` of the 65,536 buckets from `first` on; after the last bucket comes the
         first.
         """
 
-    def keep_answers(self, key: FlowKey, wanted: bool) -> None:
+    def keep_responses(self, key: FlowKey, wanted: bool) -> None:
         """Begin or stop to yield production's payload in this flow's bucket, wherever that window is."""
 
     def counters(self) -> Counters:

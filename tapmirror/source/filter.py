@@ -55,12 +55,12 @@ Instruction: TypeAlias = tuple[int, int, str, str]
 first label."""
 
 
-def tcp_filter(ports: Iterable[int] | None, links: Collection[int] = (), answer_bytes: int = 0) -> bytes:
+def tcp_filter(ports: Iterable[int] | None, links: Collection[int] = (), response_bytes: int = 0) -> bytes:
     """A program that takes TCP packets with one of these ports on either side, and packets that it cannot judge.
 
     `ports`: None takes every packet.  `links`: the numbers of the interfaces whose packets are taken, at most
     `MAX_LINKS`; empty: those of all interfaces.  If only the source port of a packet is one of these, the program takes
-    its headers and `answer_bytes`.  It takes the whole packet if it does not compare ports, or cannot look that far.
+    its headers and `response_bytes`.  It takes the whole packet if it does not compare ports, or cannot look that far.
     """
     if ports is None:
         return _assembled([*_of_links(links), (_RET, _ALL, "", "")])
@@ -99,7 +99,7 @@ def tcp_filter(ports: Iterable[int] | None, links: Collection[int] = (), answer_
         "leave",
         (_RET, 0, "", ""),
         "cut",
-        (_RET, HEADERS + answer_bytes, "", ""),
+        (_RET, HEADERS + response_bytes, "", ""),
         "take",
         (_RET, _ALL, "", ""),
     ]

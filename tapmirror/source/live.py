@@ -157,13 +157,13 @@ class LiveSource:
         """Begin or stop to yield production's acknowledgements of the flow's bucket."""
         self._admission.want_ack(key, wanted)
 
-    def want_answers(self, first: int, count: int) -> None:
+    def want_responses(self, first: int, count: int) -> None:
         """Yield production's payload in `count` buckets from `first` on; after the last bucket comes the first."""
-        self._admission.want_answers(first, count)
+        self._admission.want_responses(first, count)
 
-    def keep_answers(self, key: FlowKey, wanted: bool) -> None:
+    def keep_responses(self, key: FlowKey, wanted: bool) -> None:
         """Begin or stop to yield production's payload in this flow's bucket, wherever that window is."""
-        self._admission.keep_answers(key, wanted)
+        self._admission.keep_responses(key, wanted)
 
     def counters(self) -> Counters:
         """What was counted.

@@ -39,7 +39,7 @@ COUNTER_NAMES: Final = Counters.__struct_fields__
 COUNTERS_PER_CPU: Final = 16
 """TAP_COUNTERS of bpf/tap.h."""
 WANT_ALL: Final = 1
-WANT_ANSWERS: Final = 2
+WANT_RESPONSES: Final = 2
 """TAP_WANT_ALL, TAP_WANT_ANSWERS of bpf/tap.h."""
 WINDOW: Final = struct.Struct("<II")
 """`struct tap_window`; packed, it is one store of 8 bytes."""
@@ -150,7 +150,7 @@ class RingSource:
                     self._bytes += length
             position += ((header & _LENGTH) + 15) & ~7
         self._note(position)
-        self.want_answers(0, BUCKETS)
+        self.want_responses(0, BUCKETS)
         for bucket in range(BUCKETS):
             if shard_of(bucket, workers) == shard:
                 self._wants[bucket] = 0
@@ -263,16 +263,16 @@ class RingSource:
     def want_ack(self, key: FlowKey, wanted: bool) -> None:
         """Ask the kernel program for the acknowledgements of the flow's bucket, or no more, by the bucket's byte."""
         bucket = flow_hash(key, self._seed) & 0xFFFF
-        self._wants[bucket] = self._wants[bucket] & WANT_ANSWERS | (WANT_ALL if wanted else 0)
+        self._wants[bucket] = self._wants[bucket] & WANT_RESPONSES | (WANT_ALL if wanted else 0)
 
-    def want_answers(self, first: int, count: int) -> None:
-        """Set this worker's window of buckets whose answers are captured."""
+    def want_responses(self, first: int, count: int) -> None:
+        """Set this worker's window of buckets whose responses are captured."""
         WINDOW.pack_into(self._wants, WINDOWS_AT + WINDOW.size * self._shard, first, count)
 
-    def keep_answers(self, key: FlowKey, wanted: bool) -> None:
-        """Set or clear the bit for answers in the byte of the flow's bucket."""
+    def keep_responses(self, key: FlowKey, wanted: bool) -> None:
+        """Set or clear the bit for responses in the byte of the flow's bucket."""
         bucket = flow_hash(key, self._seed) & 0xFFFF
-        self._wants[bucket] = self._wants[bucket] & ~WANT_ANSWERS | (WANT_ANSWERS if wanted else 0)
+        self._wants[bucket] = self._wants[bucket] & ~WANT_RESPONSES | (WANT_RESPONSES if wanted else 0)
 
     def counters(self) -> Counters:
         """The sum over all CPUs, at one moment.

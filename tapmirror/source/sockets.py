@@ -43,18 +43,20 @@ def open_live(
     *,
     loopback: bool,
     ports: Collection[int] | None,
-    answer_bytes: int = 0,
+    response_bytes: int = 0,
     block_bytes: int = BLOCK_BYTES,
     hand_over_ms: int = HAND_OVER_MS,
     promiscuous: bool = False,
 ) -> socket.socket:
     """A packet socket with a ring, on the interface (None: not on any yet).  Needs privilege; raises OSError.
 
-    `ports`: what the kernel lets through (None: everything, for tunnels), with `answer_bytes` of what comes from there.
-    `hand_over_ms`: how long a packet waits in the ring at most. `promiscuous`: packets for other stations are taken
-    too.
+    `ports`: what the kernel lets through (None: everything, for tunnels), with `response_bytes` of what comes from
+    there. `hand_over_ms`: how long a packet waits in the ring at most. `promiscuous`: packets for other stations are
+    taken too.
     """
-    sock = _with_ring(0, tcp_filter(ports, answer_bytes=answer_bytes), ring_bytes, block_bytes, hand_over_ms, loopback)
+    sock = _with_ring(
+        0, tcp_filter(ports, response_bytes=response_bytes), ring_bytes, block_bytes, hand_over_ms, loopback
+    )
     try:
         if iface is not None:
             if promiscuous:
@@ -97,12 +99,12 @@ def open_shared(
 
 
 def let_in(
-    sockets: Iterable[socket.socket], ports: Collection[int] | None, links: Collection[int], answer_bytes: int = 0
+    sockets: Iterable[socket.socket], ports: Collection[int] | None, links: Collection[int], response_bytes: int = 0
 ) -> None:
     """Let in packets of these ports and of the interfaces with these numbers, and no others; the rest as for
     `open_live`.
     """
-    program = tcp_filter(ports, links, answer_bytes) if links else REFUSE_ALL
+    program = tcp_filter(ports, links, response_bytes) if links else REFUSE_ALL
     for sock in sockets:
         attach_filter(sock, program)
 

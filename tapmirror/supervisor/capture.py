@@ -120,7 +120,7 @@ def open_capture(
             probe=probe,
             egress_all=spec.pacing is Pacing.WAIT,
             promisc=spec.promisc,
-            answer_bytes=spec.compare.captured_bytes,
+            response_bytes=spec.compare.captured_bytes,
             many=spec.many,
             either_way=spec.many and bool(spec.addrs),
             ring_bytes=spec.limits.ring_bytes,
@@ -134,8 +134,8 @@ def open_capture(
             warn(f"{error}; capturing through AF_PACKET instead")
     size, loopback = spec.limits.ring_bytes, spec.iface == "lo"
     block = block_bytes(max(map(largest_packet, present(spec.links())), default=0))
-    answers = spec.compare.captured_bytes
-    wait = PROMPT_MS if answers else HAND_OVER_MS
+    responses = spec.compare.captured_bytes
+    wait = PROMPT_MS if responses else HAND_OVER_MS
     if workers > 1:
         sockets = open_shared(workers, size, loopback=loopback, block_bytes=block, hand_over_ms=wait)
     else:
@@ -146,7 +146,7 @@ def open_capture(
                 size,
                 loopback=loopback,
                 ports=ports,
-                answer_bytes=answers,
+                response_bytes=responses,
                 block_bytes=block,
                 hand_over_ms=wait,
             )

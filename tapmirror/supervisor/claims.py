@@ -40,7 +40,7 @@ HEADER: Final = struct.Struct("=IHHII")
 """nlmsghdr: length, type, flags, sequence, port."""
 REQUEST: Final = struct.Struct("=BBxxIIIII")
 """unix_diag_req: family, protocol, states, inode, what to show, cookie."""
-ANSWER: Final = struct.Struct("=BBBBIII")
+REPLY: Final = struct.Struct("=BBBBIII")
 """unix_diag_msg: family, type, state, inode, cookie."""
 ATTRIBUTE: Final = struct.Struct("=HH")
 LONGEST: Final = 107
@@ -130,10 +130,10 @@ def sockets() -> Iterator[tuple[bytes, int, int | None]]:
                 if kind in (NLMSG_DONE, NLMSG_ERROR) or length < HEADER.size:
                     return
                 message, data = data[HEADER.size : length], data[(length + 3) & ~3 :]
-                values = attributes(message[ANSWER.size :])
+                values = attributes(message[REPLY.size :])
                 if DIAG_NAME in values:
                     uid = int.from_bytes(values[DIAG_UID], sys.byteorder) if DIAG_UID in values else None
-                    yield values[DIAG_NAME], ANSWER.unpack_from(message)[4], uid
+                    yield values[DIAG_NAME], REPLY.unpack_from(message)[4], uid
 
 
 def attributes(data: bytes) -> dict[int, bytes]:

@@ -186,7 +186,7 @@ class Daemon:
         return [spec.name for spec in specs]
 
     def notes(self, names: Iterable[str]) -> dict[str, Any]:
-        """The field `notes` of an answer: warnings of these taps from their start, by name; empty if there are none."""
+        """The field `notes` of a reply: warnings of these taps from their start, by name; empty if there are none."""
         notes = {name: self._taps[name].runner.notes for name in names if name in self._taps}
         found = {name: lines for name, lines in notes.items() if lines}
         return {"notes": found} if found else {}

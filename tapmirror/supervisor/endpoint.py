@@ -27,7 +27,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as openmetr
 PLACES: Final = 32
 """Most connections at a time: a few Prometheus servers have one each."""
 PATIENCE: Final = 5.0
-"""Seconds for a request to come and its answer to go; Prometheus gives up a scrape after 10."""
+"""Seconds for a request to come and its reply to go; Prometheus gives up a scrape after 10."""
 HEAD: Final = 8192
 """Bytes of a request that are read."""
 FRESH: Final = 1.0
@@ -121,19 +121,19 @@ class Endpoint:
     def _advance(self, peer: _Peer) -> bool:
         """Read or write as much as possible; returns whether the connection stays open."""
         try:
-            if not peer.answer:
+            if not peer.reply:
                 data = peer.sock.recv(HEAD)
                 peer.head += data
                 if END not in peer.head:
                     return bool(data) and len(peer.head) < HEAD
-                peer.answer = memoryview(self._answer_or_fail(peer.head.decode("latin-1")))
+                peer.reply = memoryview(self._reply_or_fail(peer.head.decode("latin-1")))
                 self._selector.modify(peer.sock, selectors.EVENT_WRITE)
-            peer.answer = peer.answer[peer.sock.send(peer.answer) :]
+            peer.reply = peer.reply[peer.sock.send(peer.reply) :]
         except BlockingIOError:
             return True
         except OSError:
             return False
-        return bool(peer.answer)
+        return bool(peer.reply)
 
     def _drop(self, peer: _Peer) -> None:
         del self._peers[peer.sock.fileno()]
@@ -149,15 +149,15 @@ class Endpoint:
         self._listener.close()
         self._end_read.close()
 
-    def _answer_or_fail(self, head: str) -> bytes:
-        """The whole answer; an error in making the text must not end the thread."""
+    def _reply_or_fail(self, head: str) -> bytes:
+        """The whole reply; an error in making the text must not end the thread."""
         try:
-            return self._answer(head)
+            return self._reply(head)
         except Exception:
             return _response("500 Internal Server Error", "text/plain", b"the metrics cannot be made\n")
 
-    def _answer(self, head: str) -> bytes:
-        """The whole answer to a request."""
+    def _reply(self, head: str) -> bytes:
+        """The whole reply to a request."""
         line, _, fields = head.partition("\r\n")
         method, _, rest = line.partition(" ")
         path = rest.partition(" ")[0].partition("?")[0]
@@ -166,8 +166,8 @@ class Endpoint:
         if path != "/metrics":
             return _response("404 Not Found", "text/plain", b"see /metrics\n")
         kind = OPENMETRICS if "application/openmetrics-text" in fields.lower() else PLAIN
-        answer = _response("200 OK", kind, self._text(kind))
-        return answer if method == "GET" else answer[: answer.index(END) + len(END)]
+        reply = _response("200 OK", kind, self._text(kind))
+        return reply if method == "GET" else reply[: reply.index(END) + len(END)]
 
     def _text(self, kind: str) -> bytes:
         made, text = self._texts.get(kind, (-FRESH, b""))
@@ -182,13 +182,13 @@ class Endpoint:
 class _Peer:
     """One connection."""
 
-    __slots__ = ("answer", "deadline", "head", "sock")
+    __slots__ = ("deadline", "head", "reply", "sock")
 
     def __init__(self, sock: socket.socket, deadline: float) -> None:
         self.sock = sock
         self.deadline = deadline
         self.head = b""
-        self.answer = memoryview(b"")
+        self.reply = memoryview(b"")
 
 
 def _response(status: str, kind: str, body: bytes, more: str = "") -> bytes:

@@ -25,7 +25,7 @@ from tapmirror.ledger import summed
 MOST: Final = (1 << 63) - 1
 """Largest count that is believed.  The kernel's counters have 64 bits, and none of them gets there."""
 NAMES: Final = 256
-"""Most reasons, events or kinds of answers in one table: there are some 150 in all."""
+"""Most reasons, events or kinds of responses in one table: there are some 150 in all."""
 
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=MOST)]
 Difference: TypeAlias = Annotated[int, Meta(ge=-MOST, le=MOST)]

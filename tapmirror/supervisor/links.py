@@ -263,10 +263,10 @@ def is_up(name: str) -> bool:
         return True
     with any_socket:
         try:
-            answer = fcntl.ioctl(any_socket, SIOCGIFFLAGS, struct.pack("16s24x", name.encode()))
+            reply = fcntl.ioctl(any_socket, SIOCGIFFLAGS, struct.pack("16s24x", name.encode()))
         except OSError:
             return False
-    return bool(struct.unpack_from("=H", answer, 16)[0] & IFF_UP)
+    return bool(struct.unpack_from("=H", reply, 16)[0] & IFF_UP)
 
 
 class Attached(loader.Attachment):
@@ -318,10 +318,10 @@ class Shared:
         ports: Sequence[int] | None,
         name: str,
         links: dict[str, int],
-        answer_bytes: int = 0,
+        response_bytes: int = 0,
     ) -> None:
         """`links`: the numbers of the interfaces that are captured, to which this one's is added; `ports` and
-        `answer_bytes` are those of `let_in`.
+        `response_bytes` are those of `let_in`.
 
         Raises OSError.
         """
@@ -330,11 +330,11 @@ class Shared:
         self.socket = sockets[0]
         self._sockets = sockets
         self._ports = ports
-        self._answer_bytes = answer_bytes
+        self._response_bytes = response_bytes
         self._name = name
         self._index = loader.link_index(name, self.socket)
         self._links = links
-        let_in(sockets, ports, [*links.values(), self._index], answer_bytes)
+        let_in(sockets, ports, [*links.values(), self._index], response_bytes)
         links[name] = self._index
         if len(sockets) == 1:
             bind_to_all(self.socket, ETH_P_ALL)
@@ -355,6 +355,6 @@ class Shared:
         """Let no more packets in from this interface."""
         self._links.pop(self._name, None)
         with contextlib.suppress(OSError):  # closed by now
-            let_in(self._sockets, self._ports, [*self._links.values()], self._answer_bytes)
+            let_in(self._sockets, self._ports, [*self._links.values()], self._response_bytes)
         if len(self._sockets) == 1 and not self._links:
             unbind(self.socket)

@@ -35,7 +35,7 @@ from tapmirror.supervisor.compared import Compared, add_times, families
 Snapshot: TypeAlias = Mapping[str, Any]
 
 STATES: Final = ("starting", "running", "paused", "waiting", "restarting", "failed", "stopping", "stopped")
-ANSWERS: Final = ("1xx", "2xx", "3xx", "4xx", "5xx", "other", "garbage", "unanswered")
+RESPONSES: Final = ("1xx", "2xx", "3xx", "4xx", "5xx", "other", "garbage", "unanswered")
 REASONS: Final = frozenset(reason.value for reason in (*DropReason, *FilterReason))
 UNITS: Final = {
     "segments": "TCP segments with data that the tap saw",
@@ -132,7 +132,7 @@ def _counted(snapshot: Snapshot) -> Iterator[tuple[tuple[str, ...], float]]:
             for fate, reason, count in _fates(shadow[unit]):
                 yield (f"shadow_{unit}", label, fate, reason), count
         for kind, count in shadow["answers"].items():
-            yield ("answers", label, kind if kind in ANSWERS else "other"), count
+            yield ("answers", label, kind if kind in RESPONSES else "other"), count
         for name, count in shadow["latency"]["buckets"].items():
             yield ("latency", label, name), count
         yield ("latency_sum", label), shadow["latency"]["sum_s"]

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Final, NamedTuple
 
 LONGEST: Final = 60.0
-"""Seconds of waiting for a CPU that do not count, in one wait for an answer."""
+"""Seconds of waiting for a CPU that do not count, in one wait for a reply."""
 
 
 class _Look(NamedTuple):

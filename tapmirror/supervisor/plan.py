@@ -46,7 +46,7 @@ class Step(msgspec.Struct, frozen=True):
     """Names of the fields that differ."""
 
     def told(self) -> dict[str, Any]:
-        """The step as an answer of the control socket has it."""
+        """The step as a reply of the control socket has it."""
         return {"name": self.name, "action": self.action.value, "fields": list(self.fields)}
 
 

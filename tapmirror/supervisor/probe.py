@@ -7,7 +7,7 @@ It is sent when a tap starts, and to addresses that a name gets later.  It consi
 * A connection without data, with the mark of a tap.  It also shows whether the shadow can be reached.
 * A SYN whose initial sequence number the capture knows, because networks may remove the mark, and address translation
   keeps that number.  (Choosing it with a normal socket needs CAP_NET_ADMIN, which a tap does without, so a raw socket
-  sends this SYN.  It becomes no connection: nobody here waits for the answer, and the kernel resets it.)
+  sends this SYN.  It becomes no connection: nobody here waits for the reply, and the kernel resets it.)
 
 NOTE: a firewall that chooses sequence numbers itself, or answers in the shadow's place (SYN proxy), hides the probe.
 """

@@ -3,9 +3,9 @@
 
 Theory of operation
 -------------------
-Answers are bytes of the network, and a resolver may take half a minute.  So a name is looked up by getent(1), which
+Replies are bytes of the network, and a resolver may take half a minute.  So a name is looked up by getent(1), which
 uses the C library's resolver, in a process of its own without privilege.  Only a tap's start waits, for the first
-answer.  A later look-up that has not ended when the next one is due is given up.  What getent prints is parsed as a
+reply.  A later look-up that has not ended when the next one is due is given up.  What getent prints is parsed as a
 list of addresses and nothing else.
 
 getaddrinfo(3) does not report a time to live, so names are looked up every `Shadow.resolve_every` seconds.
@@ -32,7 +32,7 @@ from tapmirror.spec import Shadow
 from tapmirror.supervisor.addresses import ADDRESSES, Address
 
 OUTPUT: Final = 8192
-"""Most bytes of an answer that are read: a hundred addresses, each three times."""
+"""Most bytes of a reply that are read: a hundred addresses, each three times."""
 
 FIRST_TIME: Final = 30.0
 """Seconds that a tap's start waits for an address: two attempts at each of three name servers (resolv.conf(5))."""
@@ -116,16 +116,16 @@ class Names:
         """The shadows, by index, that have other addresses since the last call.  Waits for nothing."""
         changes = []
         for name in self._names:
-            answer: list[Address] | str | None = name.undecided
-            if answer is None:
+            reply: list[Address] | str | None = name.undecided
+            if reply is None:
                 if name.process is None:
                     if now >= name.due:
                         name.begin(now, self._identity)
                     continue
-                answer = name.answer(now)
-                if answer is None:
+                reply = name.reply(now)
+                if reply is None:
                     continue
-            found = self._taken(name, answer)
+            found = self._taken(name, reply)
             if found is not None:
                 changes.append((name.index, found))
         return changes
@@ -135,30 +135,30 @@ class Names:
         for name in self._names:
             name.end()
 
-    def _taken(self, name: _Name, answer: list[Address] | str) -> list[Address] | None:
+    def _taken(self, name: _Name, reply: list[Address] | str) -> list[Address] | None:
         """The new addresses, if there are any and the judge accepts them."""
         host = name.shadow.host
         name.undecided = None
-        if isinstance(answer, str):
+        if isinstance(reply, str):
             self.counts.failed += 1
-            name.tell(self._warn, f"{host} cannot be resolved again ({answer}); its old addresses are kept")
+            name.tell(self._warn, f"{host} cannot be resolved again ({reply}); its old addresses are kept")
             return None
-        if set(answer) == set(name.known):
+        if set(reply) == set(name.known):
             name.tell(self._warn, "")
             return None
-        refusal = self._judge(name.index, answer)
+        refusal = self._judge(name.index, reply)
         if isinstance(refusal, Undecided):
-            name.undecided = answer
+            name.undecided = reply
             return None
         if refusal is not None:
             self.counts.refused += 1
             name.tell(self._warn, f"{host} has new addresses that are refused ({refusal}); its old ones are kept")
             return None
         self.counts.changed += 1
-        name.known = answer
+        name.known = reply
         name.said = ""
-        self._warn(f"{host} is at {', '.join(str(address[0]) for _, address in answer)} now")
-        return answer
+        self._warn(f"{host} is at {', '.join(str(address[0]) for _, address in reply)} now")
+        return reply
 
 
 class _Name:
@@ -171,7 +171,7 @@ class _Name:
         self.due = now + shadow.resolve_every
         self.process: subprocess.Popen[bytes] | None = None
         self.undecided: list[Address] | None = None
-        """An answer that the judge has not decided about yet."""
+        """A reply that the judge has not decided about yet."""
         self.said = ""
         """The problem that was reported last."""
 
@@ -183,7 +183,7 @@ class _Name:
         except OSError:
             self.process = None  # out of processes or memory: the next time
 
-    def answer(self, now: float) -> list[Address] | str | None:
+    def reply(self, now: float) -> list[Address] | str | None:
         """The addresses, or why there are none; None: it is still looked for."""
         process = self.process
         assert process is not None

@@ -51,7 +51,7 @@ class Entry:
         return self.runner.spec
 
     def told(self, *, ledger: bool) -> dict[str, Any]:
-        """The tap as an answer describes it."""
+        """The tap as a reply describes it."""
         spec = self.spec
         now, reason = self.runner.state
         return {
@@ -75,7 +75,7 @@ class Entry:
 
 
 def _captured(ledger: Mapping[str, Any] | None, *, running: bool) -> dict[str, Any]:
-    """The fields `effective` (percent captured now; None: not known yet) and `trouble` of an answer.
+    """The fields `effective` (percent captured now; None: not known yet) and `trouble` of a reply.
 
     `trouble` says why a running tap captures less than it was asked to, or which shadow gets nothing.
     """
@@ -111,7 +111,7 @@ class Roster:
     # --- looking
 
     def told(self, name: str | None, *, ledger: bool) -> list[dict[str, Any]]:
-        """The taps, or one, as an answer has them.  Raises `RefusedError`."""
+        """The taps, or one, as a reply has them.  Raises `RefusedError`."""
         chosen = [self.entry(name)] if name is not None else [self.taps[n] for n in sorted(self.taps)]
         return [entry.told(ledger=ledger) for entry in chosen]
 

@@ -367,7 +367,7 @@ class Runner:
         try:
             self._go_on(tap)
             self._state = ("stopping", self._held or "sends what was captured")
-            ledger = tap.stop(comparison=False)  # too long for answers: it is asked for while the tap runs
+            ledger = tap.stop(comparison=False)  # too long for replies: it is asked for while the tap runs
             self.counted = (self._life, ledger)
         except Exception as error:
             self._lost(as_tap_error(error), time.monotonic() - began)

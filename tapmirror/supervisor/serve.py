@@ -192,7 +192,7 @@ class Service:
             call.answer(result, descriptor)
 
     async def _report(self, name: str) -> tuple[dict[str, Any], int]:
-        """The answer to `Report` and its descriptor.  Raises `RefusedError`."""
+        """The reply to `Report` and its descriptor.  Raises `RefusedError`."""
         async with self._reports:
             spec, data = await self._daemon.comparison(name)
             if len(data) > MAX_REPORT:

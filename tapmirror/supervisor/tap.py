@@ -38,7 +38,7 @@ EXCLUDED: Final = 16
 LOOK: Final = 1.0
 """Seconds between two looks at the interfaces if nothing reports a change."""
 LAST_WAIT: Final = 1.0
-"""Seconds for the answer of a worker that is asked at the end, when the time for all workers is over already."""
+"""Seconds for the reply of a worker that is asked at the end, when the time for all workers is over already."""
 NOTHING: Final = "nothing is mirrored: percent is 0"
 
 

@@ -59,7 +59,7 @@ class Together:
             self._measures.pop(tap, None)
 
     def told(self) -> dict[str, Any]:
-        """The budget and its use, as an answer of the control socket has them."""
+        """The budget and its use, as a reply of the control socket has them."""
         with self._lock:
             used = together(self._measures.values())
             return {

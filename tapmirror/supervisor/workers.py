@@ -38,7 +38,7 @@ from tapmirror.worker.setup import MESSAGE, STATE_BYTES, Setup
 READY_TIME: Final = 20.0
 """Seconds that a worker may take to start: Python's imports on a busy host."""
 PIECES_TIME: Final = 20.0
-"""Seconds that all pieces of an answer may take.  There are at most some 2,000, and a busy worker sends ten of them
+"""Seconds that all pieces of a reply may take.  There are at most some 2,000, and a busy worker sends ten of them
 in one iteration of its loop."""
 REPLY_TIME: Final = 5.0
 """Seconds that a worker may take to answer.  It looks at its control socket in every iteration of its loop.  For
@@ -173,10 +173,10 @@ class WorkerProcess:
         """Whether the worker has had `READY_TIME` to start.  Ask about once a second."""
         return self._look(self._starting) - self._began > READY_TIME
 
-    def ask(self, request: dict[str, Any], answer: str, wait: float) -> dict[str, Any]:
-        """Send a request; returns the answer.  Raises `TapError` if the worker is gone, or over `wait` seconds late."""
+    def ask(self, request: dict[str, Any], reply: str, wait: float) -> dict[str, Any]:
+        """Send a request; returns the reply.  Raises `TapError` if the worker is gone, or over `wait` seconds late."""
         self.tell(request)
-        return self.answer(answer, wait)
+        return self.reply(reply, wait)
 
     def tell(self, request: dict[str, Any]) -> None:
         """Send a request.  Raises `TapError` if the worker is gone."""
@@ -185,17 +185,17 @@ class WorkerProcess:
         except OSError:
             raise self._gone() from None
 
-    def answer(self, answer: str, wait: float) -> dict[str, Any]:
-        """Wait for the answer to a request.  Raises `TapError` if the worker is gone, or silent for `wait` seconds.
+    def reply(self, reply: str, wait: float) -> dict[str, Any]:
+        """Wait for the reply to a request.  Raises `TapError` if the worker is gone, or silent for `wait` seconds.
 
-        A long answer comes in pieces, as the worker finds time for them, for up to `PIECES_TIME`.
+        A long reply comes in pieces, as the worker finds time for them, for up to `PIECES_TIME`.
         """
         patience = Patience(self._scheduled)
         most = patience.now() + max(wait, PIECES_TIME)
         while True:
             self._wait(patience, min(patience.now() + wait, most), wait)
             message = self._take()
-            if answer in message:
+            if reply in message:
                 return message
 
     def close(self, wait: float) -> None:
@@ -297,7 +297,7 @@ class WorkerSlot:
         """The shadows of the tap."""
         self._pending: dict[tuple[str, int | None], tuple[dict[str, Any], str]] = {}
         """What a starting worker is to be told as soon as it is ready: the last request of each kind, and the name
-        of its answer."""
+        of its reply."""
         self._drains = False
         self._hurried = False
         self._loop: LoopFound | None = None
@@ -388,7 +388,7 @@ class WorkerSlot:
             return None
         return state
 
-    def tell(self, request: dict[str, Any], answer: str) -> None:
+    def tell(self, request: dict[str, Any], reply: str) -> None:
         """Tell the worker something, if there is one; a later one has it from its set-up.
 
         A starting worker is told when it is ready: the last request of each kind (of addresses: the last for each
@@ -399,18 +399,18 @@ class WorkerSlot:
         if not self._process.ready:
             kind = (request["op"], request.get("shadow"))
             self._pending.pop(kind, None)  # the last is to be the last also among those of other kinds
-            self._pending[kind] = (request, answer)
+            self._pending[kind] = (request, reply)
             return
         try:
-            self._process.ask(request, answer, REPLY_TIME)
+            self._process.ask(request, reply, REPLY_TIME)
         except TapError as error:
             self._died(error)
 
     def _tell_pending(self, process: WorkerProcess) -> None:
         """Tell a worker that has become ready what has changed since it was set up.  Raises `TapError`."""
         pending, self._pending = self._pending, {}
-        for request, answer in pending.values():
-            process.ask(request, answer, REPLY_TIME)
+        for request, reply in pending.values():
+            process.ask(request, reply, REPLY_TIME)
 
     def hurry(self, hurried: bool = True) -> None:
         """The tap ends or is to pause, so a worker that gets no CPU is not waited for longer than any other; or that is
@@ -460,7 +460,7 @@ class WorkerSlot:
         self.begin_drain(comparison=comparison)
         if self._process is not None and self._process.ready:
             try:
-                self._last = self._counted(self._process.answer("final", wait)["final"], final=True)
+                self._last = self._counted(self._process.reply("final", wait)["final"], final=True)
                 return self._last
             except TapError as error:
                 self._died(error)

@@ -74,7 +74,7 @@ def _source(setup: Setup, fds: list[int]) -> Source:
         probe=setup.probe,
         egress_all=spec.pacing is Pacing.WAIT,
         both_ways=spec.promisc or spec.decap,
-        answer_bytes=spec.compare.captured_bytes,
+        response_bytes=spec.compare.captured_bytes,
         many=spec.many,
         either_way=either_way,
     )

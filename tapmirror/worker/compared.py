@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the pipeline of a worker that compares answers, with each copy of each shadow."""
+"""Builds the pipeline of a worker that compares responses, with each copy of each shadow."""
 
 from __future__ import annotations
 

@@ -40,8 +40,8 @@ BATCH_BYTES: Final = 1 << 18
 second in all."""
 TOGETHER: Final = 64
 """Commands that are carried out together: in turns with reassembly and framing, either would find the processor's
-caches full of the other's code, and the kernel's, each time.  Where answers are compared the two are not apart: replay
-asks the pipeline for conversations."""
+caches full of the other's code, and the kernel's, each time.  Where responses are compared the two are not apart:
+replay asks the pipeline for conversations."""
 HOLD: Final = 0.0012
 """Pause in seconds after a batch while traffic is dense: one wake-up, which costs as much as three requests, then
 serves several, and none is held much longer than a millisecond."""
@@ -105,7 +105,7 @@ class Worker:
         self._restraint = Restraint(BATCH, HOLD)
         self._control: socket.socket | None = None
         self._parcel: privsep.Parcel | None = None
-        """The pieces of a long answer that still have to be sent to the supervisor."""
+        """The pieces of a long reply that still have to be sent to the supervisor."""
         self._memory = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
         self.sandbox: list[str] = []
         """Which of `seccomp` and `landlock` confine this process."""
@@ -182,8 +182,8 @@ class Worker:
         for name in ("syn", "syn_ack", "accepted", "bare_ack", "egress", "control_lost", "loop_syn"):
             self._ledger.events[f"kernel_{name}"] = getattr(counters, name)[0]
         if self._comparing is not None:
-            self._ledger.events["kernel_answers"] = counters.answers[0]
-            self._ledger.events["kernel_answers_lost"] = counters.answers_lost[0]
+            self._ledger.events["kernel_answers"] = counters.responses[0]
+            self._ledger.events["kernel_answers_lost"] = counters.responses_lost[0]
         self._enter_delay()
         captured = counters.emitted[1] - received_bytes + in_bytes
         shadows = self._shadows(captured)
@@ -195,7 +195,7 @@ class Worker:
             "bytes": whole.bytes.snapshot(whole.held_bytes),
             "requests": whole.requests.snapshot(whole.held_requests),
             "events": dict(sorted(events.items())),
-            "answers": dict(sorted(whole.answers.items())),
+            "answers": dict(sorted(whole.responses.items())),
             "shadows": {
                 shadow.label: each.snapshot() for shadow, each in zip(self._spec.shadows, shadows, strict=True)
             },
@@ -236,7 +236,7 @@ class Worker:
                     common.bytes,
                     common.requests,
                     common.events,
-                    common.answers,
+                    common.responses,
                     common.latency,
                     captured + queued,
                     requests,
@@ -251,7 +251,7 @@ class Worker:
                     added(times(self._ledger.bytes, copies), each.ledger.bytes),
                     added(times(self._ledger.requests, copies), each.ledger.requests),
                     each.ledger.events,
-                    each.ledger.answers,
+                    each.ledger.responses,
                     each.ledger.latency,
                     captured * copies + each.held_bytes + sum(size for size, _ in held),
                     each.held_requests + sum(requests for _, requests in held),
@@ -275,7 +275,7 @@ class Worker:
                 self._source.want_ack(key, wanted)
             requests.clear()
         if self._comparing is not None:
-            self._ask_for_answers(self._comparing)
+            self._ask_for_responses(self._comparing)
         return count
 
     def _read_batch(self, now: float) -> int:
@@ -315,14 +315,14 @@ class Worker:
             self._replay.unwatch(self._source.fileno())
             self._reply({"loop": {"target": loop.target, "client": str(plain(str(IPv6Address(loop.client))))}})
 
-    def _ask_for_answers(self, comparing: ComparingPipeline) -> None:
-        """Ask the source to capture those answers of production that will be compared."""
-        if comparing.answer_requests:
-            for key, wanted in comparing.answer_requests:
-                self._source.keep_answers(key, wanted)
-            comparing.answer_requests.clear()
+    def _ask_for_responses(self, comparing: ComparingPipeline) -> None:
+        """Ask the source to capture those responses of production that will be compared."""
+        if comparing.response_wants:
+            for key, wanted in comparing.response_wants:
+                self._source.keep_responses(key, wanted)
+            comparing.response_wants.clear()
         if comparing.window is not None:
-            self._source.want_answers(*comparing.window)
+            self._source.want_responses(*comparing.window)
             comparing.opened(time.monotonic_ns())
 
     def _tick(self, now: float) -> float:
@@ -417,7 +417,7 @@ class Worker:
             self._stopping = True
 
     def _hand_over(self) -> None:
-        """Send more pieces of a long answer, without waiting for the supervisor to read them."""
+        """Send more pieces of a long reply, without waiting for the supervisor to read them."""
         assert self._control is not None and self._parcel is not None
         try:
             done = self._parcel.send(self._control, PIECES)

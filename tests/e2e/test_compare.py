@@ -33,7 +33,7 @@ shadow: "{shadow}:80"
 compare: {{level: body, max_exchanges: {most}, noise_probe: 20}}
 limits: {{ring_bytes: 268435456, queue_bytes: 67108864, drain_time: 30}}
 """
-"""With answers, of which AF_PACKET hands each block over four times as soon: its ring lasts for eight seconds."""
+"""With responses, of which AF_PACKET hands each block over four times as soon: its ring lasts for eight seconds."""
 ALL: Final = 100_000
 """A second: where the host stalls the load catches up, and its rate of a moment must not count as too many."""
 
@@ -100,7 +100,7 @@ def test_an_operation_that_is_broken_is_named_though_all_share_a_path(lab: Lab) 
     }
 
 
-def test_the_answers_that_have_more_are_said_to_have_more(lab: Lab) -> None:
+def test_the_responses_that_have_more_are_said_to_have_more(lab: Lab) -> None:
     """Bookinfo's reviews, v1 against v2."""
     options: dict[str, Any] = {"paths": ("/reviews/",), "rate": 300, "connections": 4, "noise_probe": 20}
     with Shop(lab.node), Shop(lab.shadow, reviews=REVIEWS_V2):

@@ -25,7 +25,7 @@ def test_a_full_table_of_connections_costs_copies_alone_and_they_come_back(
     """The real table of a network namespace, up to the machine's own bound: `lab.conntrack` says how.
 
     On production's host its own port is not tracked: new connections of production would be dropped like any, with
-    and without a tap.  What the tap opens is, and gets no answer.
+    and without a tap.  What the tap opens is, and gets no reply.
     """
     host = {"shadow": lab.shadow, "node": lab.node}[where]
     with (

@@ -36,7 +36,7 @@ def test_a_day_of_an_operator(lab: Lab, tmp_path: Path) -> None:
         assert load(lab.client, lab.node.addr4, requests=100, connections=4).failed == 0
         shadow.wait_for(100)
         assert re.search(r"^web +running +100 % +eth0 +80 +10\.77\.2\.2:80 +command", daemon.run("list").stdout, re.M)
-        until(lambda: "shadow 10.77.2.2:80: 2xx 100" in daemon.run("status", "web").stdout, "all answers")
+        until(lambda: "shadow 10.77.2.2:80: 2xx 100" in daemon.run("status", "web").stdout, "all responses")
         shown = daemon.run("status", "web").stdout
         assert "web: running" in shown and "requests: 100 seen, 100 mirrored" in shown
         assert "info: capture by ebpf" in daemon.run("logs", "web").stdout

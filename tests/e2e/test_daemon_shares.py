@@ -193,7 +193,7 @@ for number in range(int(sys.argv[2])):
         assert (sock.recv(100) == b"") is (agent == "bot")
     time.sleep(0.02)
 """
-"""Four of five connections are of a client that gets no answer."""
+"""Four of five connections are of a client that gets no response."""
 
 
 def test_a_shadow_that_dismisses_whom_production_does_is_well_and_one_that_answers_nobody_is_not(lab: Lab) -> None:

@@ -151,9 +151,9 @@ def test_requests_by_hand(lab: Lab) -> None:
     with Daemon(lab.node) as daemon, contextlib.ExitStack() as stack:
         sock = connect(daemon.socket, stack)
         sock.sendall(b'{"v":1,"id":"a","op":"list"}\n{"v":3,"id":"b","op":"list"}\n')
-        answers = stack.enter_context(sock.makefile())
-        assert json.loads(answers.readline()) == {"v": 1, "id": "a", "ok": {"taps": []}}
-        assert json.loads(answers.readline())["error"]["code"] == "version"
+        replies = stack.enter_context(sock.makefile())
+        assert json.loads(replies.readline()) == {"v": 1, "id": "a", "ok": {"taps": []}}
+        assert json.loads(replies.readline())["error"]["code"] == "version"
         for request, code in [(Pause(name="x"), "not_found"), (Logs(name="x"), "not_found"), (Stop(), "bad_request")]:
             with pytest.raises(ControlError) as caught:
                 daemon.ask(request)

@@ -247,9 +247,9 @@ class Wire:
     def open(self) -> None:
         """The handshake."""
         self.send("S")
-        answer = self.receive()
-        assert answer.flags == "SA"
-        self.ack = answer.seq + 1
+        response = self.receive()
+        assert response.flags == "SA"
+        self.ack = response.seq + 1
         self.send("A")
 
     def close(self, *, silently: bool = False) -> None:
@@ -323,9 +323,9 @@ def test_forged_segments_neither_put_requests_into_the_shadow_nor_hide_those_of_
 
             def ask(path: str) -> None:
                 wire.send("PA", b"GET %s HTTP/1.1\r\nHost: a\r\n\r\n" % path.encode())
-                while (answer := wire.receive()).seq != wire.ack or not answer.payload:
+                while (response := wire.receive()).seq != wire.ack or not response.payload:
                     pass
-                wire.ack = (wire.ack + len(answer.payload)) & 0xFFFFFFFF
+                wire.ack = (wire.ack + len(response.payload)) & 0xFFFFFFFF
                 wire.send("A")
                 until(lambda: path in [got.uri for got in shadow.got], f"{path} at the shadow", PATIENCE)
 
@@ -376,9 +376,9 @@ def test_a_handshake_that_nobody_completes_lets_nothing_into_the_shadow(fresh: L
             first.send("PA", forged, at=start, damaged=True)  # the worker asks for production's word
             until(lambda: passed(lab, shadow), "that the worker goes on", PATIENCE)
         first.send("S", at=first.seq + (1 << 28))
-        while (answer := first.receive()).flags != "A":
+        while (response := first.receive()).flags != "A":
             pass
-        assert answer.ack == first.seq
+        assert response.ack == first.seq
         if where == "behind":
             first.send("PA", forged, at=start)
         until(lambda: passed(lab, shadow), "that the worker goes on", PATIENCE)
@@ -625,7 +625,7 @@ ENDLESS: Final = {
 
 
 @pytest.mark.parametrize("name", ENDLESS)
-def test_answers_without_end_are_discarded(lab: Lab, name: str) -> None:
+def test_responses_without_end_are_discarded(lab: Lab, name: str) -> None:
     start, drip, size = ENDLESS[name]
 
     def chunks(line: Line) -> None:
@@ -658,8 +658,8 @@ def test_answers_without_end_are_discarded(lab: Lab, name: str) -> None:
     [
         Behaviour(reset_after=40),
         Behaviour(close_after=40),
-        Behaviour(answer=b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", close_after=3_000),
-        Behaviour(answer=b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"),
+        Behaviour(response=b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", close_after=3_000),
+        Behaviour(response=b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"),
     ],
     ids=["reset in the request", "closed in the request", "answers and closes early", "says close, reads on"],
 )
@@ -677,7 +677,7 @@ def test_a_shadow_that_leaves_in_the_middle(lab: Lab, behaviour: Behaviour) -> N
             assert content.count(b"POST /%d HTTP" % number) <= 1
         account = ledger["requests"]
         # One that breaks off all of them without a byte is down.
-        down = set() if behaviour.answer else {"shadow_down"}
+        down = set() if behaviour.response else {"shadow_down"}
         assert set(account["dropped"]) <= {"shadow_closed", "shadow_slow", "shutdown"} | down
 
 
@@ -728,8 +728,8 @@ def given_up(tap: supervisor_tap.Tap) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("capture", [Capture.EBPF, Capture.PACKET])
-def test_the_first_request_behind_the_answer_to_one_from_before_the_tap(lab: Lab, capture: Capture) -> None:
-    """Its own answer is gone before the worker can ask for one, and nothing more comes."""
+def test_the_first_request_behind_the_response_to_one_from_before_the_tap(lab: Lab, capture: Capture) -> None:
+    """Its own response is gone before the worker can ask for one, and nothing more comes."""
     asked = Asked()
     with (
         Talker(lab.node, 80, asked.talk),
@@ -750,7 +750,9 @@ def test_the_first_request_behind_the_answer_to_one_from_before_the_tap(lab: Lab
 
 
 @pytest.mark.parametrize(("capture", "ports"), [(Capture.EBPF, 20_000), (Capture.PACKET, 30_000)])
-def test_a_connection_whose_first_answer_was_not_heard_is_heard_then(fresh: Lab, capture: Capture, ports: int) -> None:
+def test_a_connection_whose_first_response_was_not_heard_is_heard_then(
+    fresh: Lab, capture: Capture, ports: int
+) -> None:
     """The one packet of production that is captured unasked was of another connection in its bucket.
 
     AF_PACKET's filter is in the worker: where a stall parts a request from its response, so that these are in two

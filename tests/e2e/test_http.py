@@ -120,12 +120,12 @@ TUNNELLED: Final = b"HTTP/1.1 200 Connection established\r\n\r\n"
 REFUSED: Final = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"
 
 
-def switching(answer: bytes, echo: bool) -> Callable[[Line], None]:
-    """A conversation: one request, its answer, then bytes."""
+def switching(response: bytes, echo: bool) -> Callable[[Line], None]:
+    """A conversation: one request, its response, then bytes."""
 
     def talk(line: Line) -> None:
         while line.receive_until(b"\r\n\r\n"):
-            line.send(answer)
+            line.send(response)
             if echo:
                 while piece := line.receive():
                     line.send(piece)
@@ -189,7 +189,7 @@ def test_after_what_cannot_be_told_the_next_request_is_found(lab: Lab, what: byt
                 line.send(OK)
 
     good = b"GET /after HTTP/1.1\r\nHost: good\r\n\r\n"
-    with Talker(lab.node, 80, lenient), RecordingTcp(lab.shadow, 80, Behaviour(answer=OK)) as shadow:
+    with Talker(lab.node, 80, lenient), RecordingTcp(lab.shadow, 80, Behaviour(response=OK)) as shadow:
         with Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), protocol="http") as tap:
             with connect(lab.client, lab.node.addr4, 80) as client:
                 client.sendall(what)
@@ -208,12 +208,12 @@ def test_after_what_cannot_be_told_the_next_request_is_found(lab: Lab, what: byt
             assert unmarked(record.content) in (b"", good) or record.end == "reset"
 
 
-def test_a_shadow_that_closes_after_each_answer_gets_every_request_once(lab: Lab) -> None:
-    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+def test_a_shadow_that_closes_after_each_response_gets_every_request_once(lab: Lab) -> None:
+    response = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
     def talk(line: Line) -> None:
         if line.receive_until(b"\r\n\r\n"):
-            line.send(answer)
+            line.send(response)
 
     with Nginx(lab.node), Talker(lab.shadow, 80, talk) as shadow:
         with Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80)) as tap:
@@ -230,12 +230,12 @@ def test_a_shadow_that_closes_after_each_answer_gets_every_request_once(lab: Lab
         assert lost <= 10
 
 
-def test_a_slow_shadow_that_closes_after_so_many_answers_gets_every_request_once(lab: Lab) -> None:
+def test_a_slow_shadow_that_closes_after_so_many_responses_gets_every_request_once(lab: Lab) -> None:
     """What was sent ahead of its notice goes again, also before it is known after how many it comes."""
     count = 3_000
     with (
         Nginx(lab.node),
-        RecordingTcp(lab.shadow, 81, Behaviour(answer=OK, delay=0.002)),
+        RecordingTcp(lab.shadow, 81, Behaviour(response=OK, delay=0.002)),
         Nginx(lab.shadow, each=100, passes_to="127.0.0.1:81", log=True) as shadow,
         Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), loop_check=False) as tap,
     ):
@@ -274,12 +274,12 @@ def test_what_a_client_sends_on_a_connection_that_production_has_closed_is_not_f
         assert ledger["bytes"]["filtered"]["outside"] > 0
 
 
-def asks(lab: Lab, requests: list[bytes], answer: bytes) -> None:
-    """A client that waits for each answer of production."""
+def asks(lab: Lab, requests: list[bytes], response: bytes) -> None:
+    """A client that waits for each response of production."""
     with connect(lab.client, lab.node.addr4, 80) as client:
         for request in requests:
             client.sendall(request)
-            assert read_until(client, answer) == answer
+            assert read_until(client, response) == response
 
 
 def test_a_shadow_that_keeps_back_the_second_of_two_requests_gets_them_one_by_one(lab: Lab) -> None:

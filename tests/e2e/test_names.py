@@ -56,8 +56,8 @@ def test_a_name_that_changes(lab: Lab) -> None:
                 shadow.wait_for(asked, PATIENCE)
                 assert time.monotonic() - began < 10.0
 
-            def told(text: str, answer: list[str] | None) -> None:
-                names.addresses = answer
+            def told(text: str, reply: list[str] | None) -> None:
+                names.addresses = reply
                 until(lambda: text in mirror.said(), text, PATIENCE)
 
             with connect(lab.client, lab.node.addr4, 80) as first:
@@ -69,14 +69,14 @@ def test_a_name_that_changes(lab: Lab) -> None:
                 with connect(lab.client, lab.node.addr4, 80) as second:
                     ask(second)
                     assert ends(lab) == {OLD, NEW}
-            for text, answer in (
+            for text, reply in (
                 ("shadow.test cannot be resolved again (no such name); its old addresses are kept", []),
                 ("shadow.test cannot be resolved again (no answer within 0.5 s)", None),
                 ("its old ones are kept", [lab.node.addr4]),
                 ("its old ones are kept", [NEW, "10.77.2.1"]),
                 ("shadow.test is resolved again", [NEW]),
             ):
-                told(text, answer)
+                told(text, reply)
                 with connect(lab.client, lab.node.addr4, 80) as client:
                     ask(client)
                     assert NEW in ends(lab)

@@ -140,25 +140,25 @@ def test_what_a_firewall_or_nobody_answers_is_not_mirrored(lab: Lab, capture: st
 
 
 @pytest.mark.parametrize("capture", CAPTURES)
-def test_fast_open_where_the_client_has_an_answer_before_its_handshake_is_seen(capture: str) -> None:
+def test_fast_open_where_the_client_has_a_response_before_its_handshake_is_seen(capture: str) -> None:
     """RFC 7413: production answers the SYN's data at once.  Bare acknowledgements are lost, as to a filter of them."""
-    request, answer, connections = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"HTTP/1.1 204 No\r\n\r\n", 5
+    request, response, connections = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"HTTP/1.1 204 No\r\n\r\n", 5
 
     def serve() -> None:
         for _ in range(1 + connections):
             peer, _ = server.accept()
             with peer:
                 while peer.recv(4096):
-                    peer.sendall(answer)
+                    peer.sendall(response)
 
     def talk() -> None:
         with lab.client.enter():
             client = socket.socket()
         with client:
             client.sendto(request, socket.MSG_FASTOPEN, address)
-            assert client.recv(4096) == answer
+            assert client.recv(4096) == response
             client.sendall(request)
-            assert client.recv(4096) == answer
+            assert client.recv(4096) == response
 
     with Lab() as lab, Nginx(lab.shadow) as shadow:
         address = lab.node.addr4, 80
@@ -423,7 +423,7 @@ def test_at_a_port_of_a_bridge_it_is_told_that_clients_are_not_seen(capture: str
         assert (production.requests(), shadow.requests()) == (130, 100)
 
 
-def test_answers_that_leave_by_another_interface_are_missed_and_it_is_told() -> None:
+def test_responses_that_leave_by_another_interface_are_missed_and_it_is_told() -> None:
     with Lab() as lab, Nginx(lab.node) as production, Nginx(lab.shadow) as shadow:
         client, node = lab.client, lab.node
         lab.wire(client, "eth9", node, "eth9")

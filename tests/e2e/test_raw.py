@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any protocol, as bytes: order, ends, servers that speak first, pacing by the answers."""
+"""Any protocol, as bytes: order, ends, servers that speak first, pacing by the responses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ both = pytest.mark.usefixtures("each_capture")
 
 ECHO = Behaviour(echo=True)
 PATIENT = {"wait_time": PATIENCE}
-"""Limits of a tap that waits for its shadow's answer, however long the shadow gets no CPU."""
+"""Limits of a tap that waits for its shadow's response, however long the shadow gets no CPU."""
 
 
 def echo(line: Line) -> None:
@@ -80,7 +80,7 @@ def test_a_reset_is_carried_over(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("how", ["FIN", "RST"])
-def test_clients_that_leave_after_their_answer_are_not_gone_for_a_shadow_that_is_slower(lab: Lab, how: str) -> None:
+def test_clients_that_leave_after_their_response_are_not_gone_for_a_shadow_that_is_slower(lab: Lab, how: str) -> None:
     """nginx gives up the requests of clients that are gone (499)."""
     with Nginx(lab.node), Nginx(lab.shadow, log=True, rate=800) as shadow:
         with Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), protocol="raw") as tap:
@@ -91,7 +91,7 @@ def test_clients_that_leave_after_their_answer_are_not_gone_for_a_shadow_that_is
                         pass
                     if how == "RST":
                         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            until(lambda: len(shadow.logged()) == 5, "five answers of the shadow", PATIENCE)
+            until(lambda: len(shadow.logged()) == 5, "five responses of the shadow", PATIENCE)
             tap.final()
         assert [each.status for each in shadow.logged()] == [200] * 5
 
@@ -208,7 +208,7 @@ def test_pacing_asap_does_not(lab: Lab) -> None:
 
 @both
 def test_redis_in_lock_step(lab: Lab) -> None:
-    """Pacing `wait` with a real stateful server: commands one after the other, each with its answer."""
+    """Pacing `wait` with a real stateful server: commands one after the other, each with its response."""
     with Redis(lab.node) as production, Redis(lab.shadow) as shadow:
         target = endpoint(lab.shadow.addr4, 6379)
         with Mirror(lab.node, port=6379, shadow=target, protocol="raw", pacing="wait", limits=PATIENT) as tap:

@@ -52,7 +52,7 @@ def tap(body: str) -> str:
 
 
 def ask(lab: Lab, *requests: bytes) -> None:
-    """Send requests on one connection, each after the answer to the one before."""
+    """Send requests on one connection, each after the response to the one before."""
     with connect(lab.client, lab.node.addr4, 80) as client:
         for request in requests:
             client.sendall(request)
@@ -304,7 +304,7 @@ def test_tls(lab: Lab, certificates: Certificates, tls: str, clients: bool, fail
         assert ("TLS WITHOUT VERIFICATION" in said) is ("verify: false" in tls)
 
 
-def test_tls_answers_that_fill_more_than_one_record(lab: Lab, certificates: Certificates) -> None:
+def test_tls_responses_that_fill_more_than_one_record(lab: Lab, certificates: Certificates) -> None:
     spec = tap(f'shadow: {{to: "{SHADOW}:443", tls: {{sni: new.test, ca_file: {certificates.authority}}}}}\n')
     with Nginx(lab.node), Nginx(lab.shadow, 443, tls=certificates) as shadow, Mirror(lab.node, spec=spec) as mirror:
         with connect(lab.client, lab.node.addr4, 80) as client:
@@ -401,8 +401,8 @@ def test_bookinfo_mirrors_a_portion_to_v2(lab: Lab) -> None:
                 for n in range(1000):
                     path = "/health" if n % 10 == 0 else f"/reviews/{n}"
                     client.sendall(get(path, host="reviews:9080"))
-                    answer = read_until(client, b"}]}")
-                    assert answer.startswith(b"HTTP/1.1 200 ") and b'"podname": "reviews-v1"' in answer
+                    response = read_until(client, b"}]}")
+                    assert response.startswith(b"HTTP/1.1 200 ") and b'"podname": "reviews-v1"' in response
 
                 def told() -> list[str]:
                     return re.findall(r"requests: ([\d,]+) mirrored", mirror.said())

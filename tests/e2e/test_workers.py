@@ -147,7 +147,7 @@ def test_what_the_end_leaves_no_time_for_is_lost_and_counted(
 
 @pytest.mark.parametrize("per_connection", [0, 1])
 def test_the_shadows_times_are_measured_and_outlive_a_worker(lab: Lab, per_connection: int) -> None:
-    """It takes 10 ms and more by its own clock: no answer can have come sooner, on whatever connection."""
+    """It takes 10 ms and more by its own clock: no response can have come sooner, on whatever connection."""
     sent = {"requests": 200, "connections": 20, "rate": 200, "per_connection": per_connection}
     with HashSink(lab.node), SlowShop(lab.shadow), Tap(lab.node, shadow="10.77.2.2:80", workers=2) as tap:
         load(lab.client, lab.node.addr4, **sent)

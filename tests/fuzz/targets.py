@@ -143,7 +143,7 @@ def requests(data: bytes) -> None:
 
 
 def responses(data: bytes) -> None:
-    """A shadow's stream: the first byte says what was asked, and in which pieces the answer comes."""
+    """A shadow's stream: the first byte says what was asked, and in which pieces the response comes."""
     step, rest = (data[0] or 1, data[1:]) if data else (1, b"")
     memory = HeadMemory(SMALL.head_bytes // 2 if step & 32 else SMALL.head_bytes)
     framer = ResponseFramer(SMALL.head_bytes, memory)
@@ -191,11 +191,11 @@ def seeds(target: str) -> list[bytes]:
         return [b"".join(_STEP.pack(*step, 0, 0) for step in steps) for steps in (whole, other)]
     if target == "requests":
         return [b"\x10" + b"".join(parts) for parts in TAKEN.values()]
-    answers = [
+    responses = [
         b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
         b"HTTP/1.1 100 Continue\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;x\r\nhello\r\n0\r\nA: b\r\n\r\n",
         b"HTTP/1.0 404 Not Found\r\nConnection: close\r\n\r\nuntil the end",
         b"HTTP/1.1 101 Switching\r\n\r\nframes",
     ]
-    return [bytes([step]) + answer * 2 for step in (3, 40) for answer in answers]
+    return [bytes([step]) + response * 2 for step in (3, 40) for response in responses]

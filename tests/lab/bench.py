@@ -2,7 +2,7 @@
 """`scripts/bench`: what a tap costs, beside what the barest sender of the same bytes costs.  Reports, judges nothing.
 
 CPU is user and system time of all processes of the tap, without their start, for each mirrored request.  On veth
-it holds the whole way of a request to the shadow's socket and of the answer back, since the kernel does that in
+it holds the whole way of a request to the shadow's socket and of the response back, since the kernel does that in
 the sender's time.
 """
 

@@ -200,7 +200,7 @@ def decided(*, rewrite: Rewrite | None = None, **spec: Any) -> float:
 
 
 def comparison() -> dict[str, float]:
-    """Microseconds that comparing an exchange takes: reading both answers, pairing, counting; of bodies of 2 KB
+    """Microseconds that comparing an exchange takes: reading both responses, pairing, counting; of bodies of 2 KB
     of JSON when they are equal, when two fields differ always, and when only status and times count.
     """
     found = {}
@@ -215,12 +215,12 @@ def comparison() -> dict[str, float]:
 
 
 def compared(level: Level, *, differing: bool) -> float:
-    """Microseconds an exchange, of kept connections, each answer in one piece."""
+    """Microseconds an exchange, of kept connections, each response in one piece."""
     spec = Compare(level=level, max_exchanges=1e9, max_bodies=1e9)
     comparison = Comparison(spec, [("new", "")], Plain())
     talks = [comparison.opened(n, False) for n in range(CONNECTIONS)]
     items = [{"id": n, "name": f"item number {n}", "price": n * 1.25, "tags": ["a", "b"]} for n in range(28)]
-    answers = []
+    responses = []
     for n in range(64):
         document: dict[str, Any] = {"items": items}
         if differing:
@@ -228,7 +228,7 @@ def compared(level: Level, *, differing: bool) -> float:
         body = json.dumps(document).encode()
         assert 1900 < len(body) < 2400
         date = f"Tue, 24 Nov 2026 10:00:{n % 2 if differing else 0:02} GMT"
-        answers.append(
+        responses.append(
             f"HTTP/1.1 200 OK\r\nServer: nginx\r\nDate: {date}\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\nConnection: keep-alive\r\nCache-Control: no-store\r\n"
             f"X-Request-Id: {n if differing else 0}\r\n\r\n".encode()
@@ -249,9 +249,9 @@ def compared(level: Level, *, differing: bool) -> float:
             talk.asked(side, n, 0)
             talk.sent(side, n, at, 50_000)
         talk.decided(n)
-        talk.production_data(memoryview(answers[n % 64]), at + 1_000_000)
+        talk.production_data(memoryview(responses[n % 64]), at + 1_000_000)
         for side in (0, PROBE) if probed else (0,):
-            talk.shadow_data(side, memoryview(answers[(n + 17) % 64]), at + 1_100_000)
+            talk.shadow_data(side, memoryview(responses[(n + 17) % 64]), at + 1_100_000)
     took = (time.process_time() - begin) / len(heads) * 1e6
     assert comparison.snapshot()["shadows"]["new"]["endpoints"]["GET /api/items/{id}"]["pairs"] == len(heads)
     return took

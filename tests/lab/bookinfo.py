@@ -55,13 +55,13 @@ def main() -> None:
             disable_nagle_algorithm = True
 
             def do_GET(self) -> None:
-                answer = json.dumps(self.content()).encode()
+                response = json.dumps(self.content()).encode()
                 log.write(json.dumps({"path": self.path, "host": self.headers.get("Host", "")}) + "\n")
                 self.send_response(200)
                 self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(answer)))
+                self.send_header("Content-Length", str(len(response)))
                 self.end_headers()
-                self.wfile.write(answer)
+                self.wfile.write(response)
 
             def content(self) -> dict[str, object]:
                 if name == "ratings":

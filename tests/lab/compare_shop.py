@@ -30,7 +30,7 @@ from tapmirror.compare.verdict import Outcome, VerdictLimits
 PATHS: Final = ("/users/", "/orders/", "/page/")
 RATE: Final = 1500
 SLOW_RATE: Final = 400
-"""Its answers take 10 to 50 ms, in one process each."""
+"""Its responses take 10 to 50 ms, in one process each."""
 FAIR: Final = 0.05
 FAULT: Final = '"total":null'
 

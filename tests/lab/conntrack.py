@@ -142,7 +142,7 @@ def _message(kind: int, flags: int, content: bytes) -> bytes:
 
 def _ask(netlink: socket.socket, kind: int, content: bytes) -> None:
     netlink.send(_message(kind, REQUEST | ACK, content))
-    answer = netlink.recv(1 << 16)
-    (error,) = struct.unpack_from("=i", answer, 16)
+    reply = netlink.recv(1 << 16)
+    (error,) = struct.unpack_from("=i", reply, 16)
     if error:
         raise LabError(f"ctnetlink: error {-error}")

@@ -138,10 +138,10 @@ def report(ledger: dict[str, Any], result: WrkResult, production: int, shadow: i
     console = Console(highlight=False)
     console.print()
     console.print(table)
-    answers = ", ".join(f"{status} {count:,}" for status, count in ledger["answers"].items())
+    responses = ", ".join(f"{status} {count:,}" for status, count in ledger["answers"].items())
     console.print(
         f"client: {result.requests:,} answered at {result.rate:,.0f}/s, p50 {result.p50:g} ms, p99 {result.p99:g} ms, "
-        f"errors {result.errors}   shadow's responses: {answers or 'none'}   capture: {ledger.get('capture', '?')}"
+        f"errors {result.errors}   shadow's responses: {responses or 'none'}   capture: {ledger.get('capture', '?')}"
     )
     agreed = agreed and production > 0
     console.print("[bold green]agree[/]" if agreed else "[bold red]DISAGREE[/]")

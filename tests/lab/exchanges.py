@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small shop in two versions, and a comparison that is fed with what passed: no network, all of it by a seed.
 
-Answers carry what differs always: the time, a request id, products in random order, a token in a page.
+Responses carry what differs always: the time, a request id, products in random order, a token in a page.
 
     .venv/bin/python -m lab.exchanges broken > /tmp/report.html     (in tests/): a report of it
 """
@@ -31,7 +31,7 @@ class Plain:
     def request(self, head: bytes, body: bytes) -> tuple[bytes, bytes | None]:
         return head, body
 
-    def answer(self, head: bytes, body: bytes) -> tuple[bytes, bytes | None]:
+    def response(self, head: bytes, body: bytes) -> tuple[bytes, bytes | None]:
         return head, body
 
     def path(self, path: bytes) -> bytes:
@@ -48,7 +48,7 @@ class Shop:
         self.rand = rand
         self.variant = variant
 
-    def answer(self, path: str, second: float) -> bytes:
+    def response(self, path: str, second: float) -> bytes:
         """A whole response."""
         rand = self.rand
         broken = self.variant == "broken"
@@ -131,19 +131,19 @@ class Feed:
         talk.decided(number)
         work = rand.lognormvariate(0.0, 0.5)
         took = 2e6 * (work + rand.expovariate(4.0))
-        answer = self.old.answer(path, self.now)
-        talk.production_data(memoryview(answer)[:100], asked + int(took * 0.9))
-        talk.production_data(memoryview(answer)[100:], asked + int(took))
+        response = self.old.response(path, self.now)
+        talk.production_data(memoryview(response)[:100], asked + int(took * 0.9))
+        talk.production_data(memoryview(response)[100:], asked + int(took))
         for side in sides:
             took = 2e6 * (work + rand.expovariate(4.0)) * self.slower
             talk.shadow_data(
-                side, self.new.answer(path, self.now + (1.5 if side else 0.002)), asked + 100_000 + int(took)
+                side, self.new.response(path, self.now + (1.5 if side else 0.002)), asked + 100_000 + int(took)
             )
         self.comparison.settle()
         for check in self.comparison.checks:
             self.probes += 1
             talk.asked(PROBE, check.number, 0)
-            talk.shadow_data(PROBE, self.new.answer(path, self.now + 1.5), asked + int(2e9))
+            talk.shadow_data(PROBE, self.new.response(path, self.now + 1.5), asked + int(2e9))
         self.comparison.checks.clear()
 
 

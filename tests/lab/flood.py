@@ -23,7 +23,7 @@ WORDS: Final = struct.Struct("!10H")
 
 @contextlib.contextmanager
 def unanswering(lab: Lab) -> Iterator[None]:
-    """Production's answers to these clients go to the lab's, which discards them."""
+    """Production's responses to these clients go to the lab's, which discards them."""
     lab.node.run(["ip", "route", "add", NETWORK, "via", lab.client.addr4])
     for name in ("all", lab.node.iface):
         lab.node.sysctl(f"ipv4.conf.{name}.rp_filter", 0)

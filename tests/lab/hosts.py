@@ -199,7 +199,7 @@ class Host:
 
     @contextlib.contextmanager
     def blocked(self, port: int) -> Iterator[None]:
-        """While it lasts, a firewall here drops what comes in for a TCP port: no answer, no reset."""
+        """While it lasts, a firewall here drops what comes in for a TCP port: no reply, no reset."""
         self.run(["nft", "add table inet lab; add chain inet lab in { type filter hook input priority 0; }"])
         self.run(["nft", f"add rule inet lab in tcp dport {port} drop"])
         try:

@@ -42,7 +42,7 @@ PACE: Final = 20_000
 ROUNDS: Final = 10
 """Requests on each connection, after which it is a second and a half later."""
 PATIENCE: Final = 0.3
-"""Seconds for the shadow, after which its answers are read."""
+"""Seconds for the shadow, after which its responses are read."""
 READS: Final = 500
 """Turns of the loop that this takes at most."""
 LATE: Final = 50
@@ -60,7 +60,7 @@ CASES: Final[dict[str, dict[str, Any]]] = {
 REQUEST: Final = b"GET /api/items HTTP/1.1\r\nHost: 10.0.0.1\r\nUser-Agent: wrk\r\nAccept: */*\r\n\r\n"
 
 
-def answer(level: Level, number: int) -> bytes:
+def response(level: Level, number: int) -> bytes:
     """One of a shop's, with a body where bodies matter."""
     items = [{"id": n, "name": f"item number {n}", "price": n * 1.25, "tags": ["a", "b"]} for n in range(28)]
     document = {"items": items, "time": f"10:00:{number % 60:02}", "request": f"{number * 7919:016x}"}
@@ -71,14 +71,14 @@ def answer(level: Level, number: int) -> bytes:
     )
 
 
-def serve(listener: socket.socket, reply: bytes) -> None:
-    """A shadow: the same answer to each request, on any number of connections."""
+def serve(listener: socket.socket, message: bytes) -> None:
+    """A shadow: the same response to each request, on any number of connections."""
 
     def talk(sock: socket.socket) -> None:
         with sock, contextlib.suppress(ConnectionResetError, BrokenPipeError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             while data := sock.recv(1 << 16):
-                sock.sendall(reply * data.count(b"\r\n\r\n"))
+                sock.sendall(message * data.count(b"\r\n\r\n"))
 
     while True:
         try:
@@ -114,7 +114,7 @@ def worked(name: str, requests: int, port: int) -> None:
             if commands:
                 replay.execute(commands, now)
 
-    request, replies = memoryview(REQUEST), [memoryview(answer(level, 17 * n if differs else 0)) for n in range(16)]
+    request, responses = memoryview(REQUEST), [memoryview(response(level, 17 * n if differs else 0)) for n in range(16)]
     nothing = memoryview(b"")
     keys = [key(n) for n in range(CONNECTIONS)]
     said, heard = [1] * CONNECTIONS, [1] * CONNECTIONS
@@ -127,15 +127,15 @@ def worked(name: str, requests: int, port: int) -> None:
             each = key(number)
             asked = (each, ACK | PSH | UNACCEPTED, 1, 1, len(request), request, time_ns)
             take([asked, (each, ACCEPTED, 1, 1, 0, nothing, time_ns)])
-            take([(each, FIN | ACK, 1 + len(request), 1 + len(replies[0]), 0, nothing, time_ns)])
+            take([(each, FIN | ACK, 1 + len(request), 1 + len(responses[0]), 0, nothing, time_ns)])
         else:
-            reply = replies[number % len(replies)]
+            message = responses[number % len(responses)]
             take([(keys[at], ACK | PSH, said[at], heard[at], len(request), request, time_ns)])
             said[at] += len(request)
             if observers is not None:
                 flags = ACK | PSH | FROM_SERVER
-                take([(keys[at], flags, heard[at], said[at], len(reply), reply, time_ns + 50_000)])
-            heard[at] += len(reply)
+                take([(keys[at], flags, heard[at], said[at], len(message), message, time_ns + 50_000)])
+            heard[at] += len(message)
         now += 1 / PACE
         if at == CONNECTIONS - 1 and (name == EACH or number // CONNECTIONS % ROUNDS == ROUNDS - 1):
             now += 1.5  # so that all that came is read, as once a second
@@ -143,15 +143,15 @@ def worked(name: str, requests: int, port: int) -> None:
             replay.expire(now)
             for turn in range(1, READS + 1):
                 replay.run_once(0.01, clock)
-                if sum(ledger.answers.values()) > number or spec.protocol is Protocol.RAW:
+                if sum(ledger.responses.values()) > number or spec.protocol is Protocol.RAW:
                     break
                 if not turn % LATE:
                     now += 1.0
                     replay.expire(now)
     if ledger.bytes.dropped or (name != EACH and ledger.bytes.mirrored != requests * len(REQUEST)):
         raise LabError(f"{name}: not all of it was sent: {ledger.saved()}")
-    if spec.protocol is Protocol.HTTP and sum(ledger.answers.values()) != requests:
-        raise LabError(f"{name}: not all answers were read: {ledger.answers}")
+    if spec.protocol is Protocol.HTTP and sum(ledger.responses.values()) != requests:
+        raise LabError(f"{name}: not all responses were read: {ledger.responses}")
     replay.close(DropReason.SHUTDOWN)
 
 
@@ -159,8 +159,8 @@ def counted(name: str, requests: int) -> int:
     """Instructions of a process that does that."""
     differs = CASES[name].get("differs", False)
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
-        reply = answer(CASES[name].get("compare", Level.OFF), 1 if differs else 0)
-        threading.Thread(target=serve, args=(listener, reply), daemon=True).start()
+        message = response(CASES[name].get("compare", Level.OFF), 1 if differs else 0)
+        threading.Thread(target=serve, args=(listener, message), daemon=True).start()
         command = ["valgrind", "--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null", sys.executable]
         command += ["-m", "lab.instructions", name, str(requests), str(listener.getsockname()[1])]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

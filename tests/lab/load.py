@@ -52,7 +52,7 @@ class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Taken in turn; the request's number is put behind."""
     host: str = "production.test"
     timeout: float = PATIENCE
-    """Seconds without any answer after which what is under way has failed."""
+    """Seconds without any response after which what is under way has failed."""
 
 
 class LoadResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -176,7 +176,7 @@ class Sender:
         self._heard = time.monotonic()
 
     def run(self) -> LoadResult:
-        """Send everything, wait for the answers."""
+        """Send everything, wait for the responses."""
         plan, clock = self.plan, time.monotonic
         start = self._heard = clock()
         for _ in range(min(plan.connections, plan.requests)):
@@ -318,7 +318,7 @@ class Sender:
             self._free.append(connection)
 
     def _read(self, connection: Connection, data: bytes) -> None:
-        """Count whole answers (with Content-Length or without a body)."""
+        """Count whole responses (with Content-Length or without a body)."""
         if connection.skip:
             used = min(connection.skip, len(data))
             connection.skip -= used

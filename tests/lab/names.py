@@ -21,7 +21,7 @@ ADDRESS: Final = "127.0.0.1"
 
 
 class NameServer:
-    """Answers for every name with `addresses`; [] is NXDOMAIN, None no answer at all.  The time to live is 0.
+    """Answers for every name with `addresses`; [] is NXDOMAIN, None no reply at all.  The time to live is 0.
 
     `wrapper` are words before a command that make ADDRESS its only name server.
     """
@@ -62,11 +62,11 @@ class NameServer:
                 return
             self.asked += 1
             if self.addresses is not None:
-                self._sock.sendto(answer(query, self.addresses), client)
+                self._sock.sendto(reply(query, self.addresses), client)
 
 
-def answer(query: bytes, addresses: list[str]) -> bytes:
-    """RFC 1035, 4.1: the question again, and an answer for each address of the kind that was asked for."""
+def reply(query: bytes, addresses: list[str]) -> bytes:
+    """RFC 1035, 4.1: the question again, and a reply for each address of the kind that was asked for."""
     end = 12
     while query[end]:
         end += query[end] + 1

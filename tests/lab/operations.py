@@ -65,12 +65,12 @@ class _Handler(BaseHTTPRequestHandler):
         found = re.search(rf"\b(?:{'|'.join(NAMES)})\b", body)
         name = found[0] if found else ""
         value: Any = None if name == self.broken else f"of {name}"
-        answer = json.dumps({"data": {"value": value}}).encode()
+        response = json.dumps({"data": {"value": value}}).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(answer)))
+        self.send_header("Content-Length", str(len(response)))
         self.end_headers()
-        self.wfile.write(answer)
+        self.wfile.write(response)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - as it is called
         pass
@@ -87,8 +87,8 @@ def main() -> None:
         for name in NAMES:
             for path, fields, body in requests(name):
                 connection.request("POST", path, body, fields)
-                answer = connection.getresponse()
-                answered += answer.status == 200 and len(answer.read()) > 0
+                response = connection.getresponse()
+                answered += response.status == 200 and len(response.read()) > 0
     print(answered)
 
 

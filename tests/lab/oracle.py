@@ -135,8 +135,8 @@ class Oracle:
             sent, closed, stuck = 0, 0, 0
             while len(outcome.read) < len(text) and stuck < STUCK:
                 self._send(outcome, first + sent, server, ACK, text[sent : sent + 1_000])
-                answers = self._drain(outcome)
-                acked = max((answer.ack - first for answer in answers), default=sent)
+                replies = self._drain(outcome)
+                acked = max((reply.ack - first for reply in replies), default=sent)
                 if acked > sent or sent == len(text):
                     sent = acked
                     if sent < len(text):
@@ -146,8 +146,8 @@ class Oracle:
                     self._send(outcome, first + sent, server, ACK, text[sent : sent + 1])
                     self._drain(outcome)
                 self._read(connection, outcome)
-                before, answers = sent, self._drain(outcome)
-                sent = max([sent, *(answer.ack - first for answer in answers)])
+                before, replies = sent, self._drain(outcome)
+                sent = max([sent, *(reply.ack - first for reply in replies)])
                 stuck = stuck + 1 if sent == before else 0
             if not closed:
                 raise LabError("the window never closed")
@@ -159,10 +159,10 @@ class Oracle:
         self._port = self._port + 1 if self._port < 65_000 else 1025
         self._drain(None)
         self._send(outcome, (first - 1) & 0xFFFFFFFF, 0, SYN, with_syn, options=SACK_OPTIONS)
-        answer = next((h for h in self._drain(outcome) if h.flags & (SYN | RST) == SYN), None)
-        if answer is None:
+        reply = next((h for h in self._drain(outcome) if h.flags & (SYN | RST) == SYN), None)
+        if reply is None:
             raise LabError("no SYN-ACK")
-        server = (answer.seq + 1) & 0xFFFFFFFF
+        server = (reply.seq + 1) & 0xFFFFFFFF
         self._send(outcome, first & 0xFFFFFFFF, server, ACK)
         connection, _ = self._listener.accept()
         with connection:
@@ -211,7 +211,7 @@ class Oracle:
         os.write(self._wire, frame)
 
     def _drain(self, outcome: Outcome | None) -> list[Header]:
-        """What the server has sent so far: its answer is there when `write` returns."""
+        """What the server has sent so far: its reply is there when `write` returns."""
         found: list[Header] = []
         while True:
             try:

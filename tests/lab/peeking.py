@@ -31,7 +31,7 @@ from tapmirror.compare.statistics import (
 from tapmirror.compare.summary import COARSE, POINTS, Endpoint, Field, State, Summary, state_bounds
 from tapmirror.compare.verdict import Counts, Outcome, VerdictLimits, judge
 from tapmirror.comparing import PROBE_DELAY
-from tapmirror.exchange import Answer, Asked, Reply
+from tapmirror.exchange import Asked, Delivery, Response
 from tapmirror.spec import Compare, Level
 
 Statuses: TypeAlias = Iterator[tuple[int, int]]
@@ -274,12 +274,12 @@ class Kind(NamedTuple):
 
 
 def flicker(rate: float) -> Kind:
-    """Each answer is an odd one with this chance, on both sides."""
+    """Each response is an odd one with this chance, on both sides."""
     return Kind(2 * rate * (1 - rate), 2 * rate * (1 - rate), 0.5)
 
 
 def one_of(count: int) -> Kind:
-    """One of so many values, drawn for each answer: it differs nearly always, or in every second exchange."""
+    """One of so many values, drawn for each response: it differs nearly always, or in every second exchange."""
     return Kind(1 - 1 / count, 1 - 1 / count, 1 / count)
 
 
@@ -412,7 +412,7 @@ def first_fail(statuses: Statuses, most: int, limits: VerdictLimits) -> int:
     look = 100
     for number in range(1, most + 1):
         one, other = next(statuses)
-        summary.observe(endpoint, asked, Answer(one), Reply(Answer(other), 0), number / 100)
+        summary.observe(endpoint, asked, Response(one), Delivery(Response(other), 0), number / 100)
         endpoint.compared += 1
         if one != other:
             summary.add_discordant(endpoint, one, other)
@@ -482,7 +482,7 @@ def main() -> None:
         ("20 % slower", 1.2, 0.0, 0.0),
         ("50 % slower", 1.5, 0.0, 0.0),
         ("1 % more errors", 1.0, 0.01, 0.0),
-        ("1 % of answers differ", 1.0, 0.0, 0.01),
+        ("1 % of responses differ", 1.0, 0.0, 0.01),
     ):
         found = [
             first_verdict(Stream(random.Random(seed), slower, errors, differing), VerdictLimits(), 400_000)

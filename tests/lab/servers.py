@@ -45,7 +45,7 @@ http {{
 {listen}
 {tls}
         limit_rate {rate};
-        location / {{ {answer} }}
+        location / {{ {response} }}
         location /file {{ alias {dir}/files/; }}
     }}
     server {{
@@ -170,10 +170,10 @@ class Nginx(Server):
     is outside the network.
 
     `passes_to`: it is a proxy, to that address and port, where it `keeps` its connections or has one for each request.
-    Of each answer the first `rate` bytes go at once, and so many each second; 0: all.  It closes a connection behind
+    Of each response the first `rate` bytes go at once, and so many each second; 0: all.  It closes a connection behind
     `each` requests.
     `logged` needs `log=True`, which costs nginx some microseconds a request.  With `tls` it speaks TLS, and
-    asks for the clients' certificates if that says so.  Clients whose User-Agent it `dismisses` get no answer (444).
+    asks for the clients' certificates if that says so.  Clients whose User-Agent it `dismisses` get no response (444).
     """
 
     def __init__(
@@ -193,12 +193,12 @@ class Nginx(Server):
     ) -> None:
         super().__init__(host)
         self._asked = 0
-        answer = f'return 200 "{text}\\n";'
+        response = f'return 200 "{text}\\n";'
         if passes_to:
             kept = 'proxy_http_version 1.1; proxy_set_header Connection "";' if keeps else ""
-            answer = f"proxy_pass http://next; {kept}"
+            response = f"proxy_pass http://next; {kept}"
         if dismisses:
-            answer = f'if ($http_user_agent = "{dismisses}") {{ return 444; }} {answer}'
+            response = f'if ($http_user_agent = "{dismisses}") {{ return 444; }} {response}'
         files = self._dir / "files"
         files.mkdir()
         (files / "1k").write_bytes(b"x" * 1024)
@@ -214,7 +214,7 @@ class Nginx(Server):
                 for port in ((ports,) if isinstance(ports, int) else ports)
                 for end in ("", "[::]:")
             ),
-            answer=answer,
+            response=response,
             upstream=f"upstream next {{ server {passes_to}; keepalive 16; }}" if passes_to else "",
             rate=rate,
             each=each,
@@ -235,11 +235,11 @@ class Nginx(Server):
         with socket.socket(socket.AF_UNIX) as status:
             status.connect(str(self._dir / "status.sock"))
             status.sendall(b"GET / HTTP/1.0\r\n\r\n")
-            answer = b"".join(iter(lambda: status.recv(4096), b""))
+            response = b"".join(iter(lambda: status.recv(4096), b""))
         self._asked += 1
-        found = re.search(rb"requests\n\s*\d+ \d+ (\d+)", answer)
+        found = re.search(rb"requests\n\s*\d+ \d+ (\d+)", response)
         if found is None:
-            raise LabError(f"nginx gave no status: {answer!r}")
+            raise LabError(f"nginx gave no status: {response!r}")
         return int(found[1]) - self._asked
 
     def wait_for(self, count: int, seconds: float = PATIENCE) -> int:
@@ -285,7 +285,7 @@ class Redis(Server):
         )
 
     def command(self, *words: str) -> str:
-        """The answer to a command, asked outside the network."""
+        """The response to a command, asked outside the network."""
         return self._host.run(["redis-cli", "-s", self._socket, *words]).stdout.strip()
 
     def digest(self) -> str:

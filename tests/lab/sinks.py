@@ -23,7 +23,7 @@ from lab.hosts import NOFILE_MOST, PATIENCE, Host, until
 
 HEAD_BYTES: Final = 1 << 22
 FLOOD_BYTES: Final = 1 << 18
-NO_ANSWER_BODY: Final = (b"HEAD",)
+NO_RESPONSE_BODY: Final = (b"HEAD",)
 MARK: Final = re.compile(rb"\r\nTapmirror-Loop: [0-9a-f]{32}\.[0-9]+(?=\Z|\r\n\r\n)")
 
 
@@ -263,7 +263,7 @@ class HttpConnection(asyncio.Protocol):
         assert head is not None
         self._done(whole=True)
         self._step = self._read_head
-        self._transport.write(self._sink.answer(head.method))
+        self._transport.write(self._sink.response(head.method))
         if not head.keep:
             self._transport.close()
 
@@ -312,10 +312,10 @@ class HashSink(Server):
         """A connection is over."""
         self._open.discard(transport)
 
-    def answer(self, method: bytes) -> bytes:
-        """The bytes of the answer."""
+    def response(self, method: bytes) -> bytes:
+        """The bytes of the response."""
         head = b"HTTP/1.1 %d Sink\r\nContent-Length: %d\r\n\r\n" % (self._status, len(self._text))
-        return head if method in NO_ANSWER_BODY else head + self._text
+        return head if method in NO_RESPONSE_BODY else head + self._text
 
     def wait_for(self, count: int, seconds: float = PATIENCE) -> list[Got]:
         """Wait until `count` requests ended; all of them."""
@@ -337,10 +337,10 @@ class Behaviour:
     read_rate: float = 0.0
     """Bytes a second that are read; 0: all."""
     echo: bool = False
-    answer: bytes = b""
+    response: bytes = b""
     """Sent once for each piece of data that arrives."""
     delay: float = 0.0
-    """Seconds before an answer."""
+    """Seconds before a response."""
     flood: int = 0
     """Bytes that are sent, as fast as they are taken, from the first data on."""
     drip: float = 0.0
@@ -401,14 +401,14 @@ class TcpConnection(asyncio.Protocol):
         if do.read_rate:
             self._transport.pause_reading()
             asyncio.get_running_loop().call_later(len(data) / do.read_rate, self._resume)
-        if do.echo or do.answer:
-            asyncio.get_running_loop().call_later(do.delay, self._write, data if do.echo else do.answer)
+        if do.echo or do.response:
+            asyncio.get_running_loop().call_later(do.delay, self._write, data if do.echo else do.response)
         if do.flood and self._flooding is None:
             self._flooding = asyncio.get_running_loop().create_task(self._flood())
 
     def eof_received(self) -> bool:
         self._record.end = "eof"
-        return bool(self._flooding or (self._do.delay and (self._do.echo or self._do.answer)))
+        return bool(self._flooding or (self._do.delay and (self._do.echo or self._do.response)))
 
     def connection_lost(self, exc: Exception | None) -> None:
         if isinstance(exc, ConnectionResetError):

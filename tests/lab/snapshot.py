@@ -54,10 +54,10 @@ def network_programs() -> Iterator[str]:
             continue
         info = ctypes.create_string_buffer(128)
         asked = struct.pack("=IIQ", descriptor, len(info), ctypes.addressof(info))
-        answer = _bpf(GET_INFO, ctypes.create_string_buffer(asked, 64))
+        reply = _bpf(GET_INFO, ctypes.create_string_buffer(asked, 64))
         os.close(descriptor)
         kind = KINDS.get(struct.unpack_from("=I", info)[0])
-        if answer == 0 and kind:
+        if reply == 0 and kind:
             yield f"{number} {kind} {info.raw[64:80].partition(bytes(1))[0].decode()}"
 
 

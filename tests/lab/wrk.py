@@ -18,7 +18,7 @@ class WrkResult(msgspec.Struct, frozen=True, kw_only=True):
 
     requests: int
     errors: int
-    """Socket errors and answers other than 2xx and 3xx."""
+    """Socket errors and responses other than 2xx and 3xx."""
     rate: float
     p50: float
     p99: float

@@ -69,7 +69,7 @@ def main() -> None:
     over = threading.Event()
     counts: list[int] = []
 
-    def answer(sock: socket.socket) -> None:
+    def response(sock: socket.socket) -> None:
         number = len(counts)
         counts.append(0)
         with contextlib.suppress(OSError), sock:
@@ -82,7 +82,7 @@ def main() -> None:
     def accept() -> None:
         while True:
             sock, _ = listener.accept()
-            threading.Thread(target=answer, args=(sock,), daemon=True).start()
+            threading.Thread(target=response, args=(sock,), daemon=True).start()
 
     listener = socket.create_server(("", port))
     threading.Thread(target=accept, daemon=True).start()

@@ -40,8 +40,8 @@ QUEUES: Final = 64 + 64 + 24
 """MiB that the worker may grow: `limits.queues_bytes`, the ring, and what so many connections take besides."""
 
 LATEST: Final = 40.0
-"""Seconds after which what is still left of an answer is not waited for."""
-ANSWER: Final = 10_000_000_000
+"""Seconds after which what is still left of a response is not waited for."""
+RESPONSE: Final = 10_000_000_000
 MEMORY: Final = 64
 """MiB of the whole worker, of which the ring is a quarter."""
 
@@ -143,11 +143,11 @@ def unread(lab: Lab, capture: str, scale: float, read_rate: float) -> Outcome:
 
 
 def endless(lab: Lab, capture: str, scale: float, start: bytes, again: bytes) -> Outcome:
-    """Answers of `start`, and then `again` and again, 10 GB in all; another shadow of the tap gets what it should."""
+    """Responses of `start`, and then `again` and again, 10 GB in all; another shadow of the tap gets what it should."""
     outcome = Outcome()
     with (
         Nginx(lab.node),
-        Endless(lab.shadow, 81, start, again, round(ANSWER * scale)) as server,
+        Endless(lab.shadow, 81, start, again, round(RESPONSE * scale)) as server,
         Nginx(lab.shadow) as fine,
         tap(lab, capture, 81, 80) as running,
     ):

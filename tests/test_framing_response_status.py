@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tapmirror.events import CONNECT, END, KEEPING, NO_BODY, START, TUNNEL
 from tapmirror.framing import HeadMemory, ResponseFramer
-from tapmirror.framing.response import ENDLESS, LINE_BYTES
+from tapmirror.framing.response_end import ENDLESS, LINE_BYTES
 
 LIMIT = 4096
 GET = START | END
@@ -21,15 +21,15 @@ UPGRADE = GET | TUNNEL
 TUNNELED = GET | TUNNEL | CONNECT
 
 
-def answer(status: int, *fields: bytes, body: bytes = b"", version: bytes = b"1.1") -> bytes:
+def response(status: int, *fields: bytes, body: bytes = b"", version: bytes = b"1.1") -> bytes:
     return b"\r\n".join((b"HTTP/%s %d Any words" % (version, status), *fields)) + b"\r\n\r\n" + body
 
 
 def sized(status: int, body: bytes = b"hello") -> bytes:
-    return answer(status, b"Server: x", b"Content-Length: %d" % len(body), b"Connection: keep-alive", body=body)
+    return response(status, b"Server: x", b"Content-Length: %d" % len(body), b"Connection: keep-alive", body=body)
 
 
-CHUNKED = answer(200, b"Transfer-Encoding: chunked", body=b"5\r\nhello\r\nA ; x=y\r\n0123456789\r\n0\r\nX: y\r\n\r\n")
+CHUNKED = response(200, b"Transfer-Encoding: chunked", body=b"5\r\nhello\r\nA ; x=y\r\n0123456789\r\n0\r\nX: y\r\n\r\n")
 OK = sized(200)
 
 Way = Callable[[ResponseFramer, bytes], list[int]]
@@ -78,16 +78,20 @@ ways = pytest.mark.parametrize("way", [whole, by_byte, randomly, skipping])
         ([GET], OK, [200]),
         ([GET, GET, GET], OK + sized(404) + sized(503, b""), [200, 404, 503]),
         ([GET, GET], CHUNKED + OK, [200, 200]),
-        ([GET, GET], answer(200, b"transfer-encoding:\tgzip, Chunked", body=b"0\r\n\r\n") + OK, [200, 200]),
-        ([HEAD, GET], answer(200, b"Content-Length: 5") + OK, [200, 200]),
-        ([HEAD, GET], answer(200, b"Transfer-Encoding: chunked") + OK, [200, 200]),
-        ([GET, GET], answer(304, b"Content-Length: 5") + OK, [304, 200]),
-        ([GET, GET], answer(204) + OK, [204, 200]),
-        ([GET, GET], answer(100) + OK + answer(103, b"Link: x") + answer(102) + sized(500), [200, 500]),
+        ([GET, GET], response(200, b"transfer-encoding:\tgzip, Chunked", body=b"0\r\n\r\n") + OK, [200, 200]),
+        ([HEAD, GET], response(200, b"Content-Length: 5") + OK, [200, 200]),
+        ([HEAD, GET], response(200, b"Transfer-Encoding: chunked") + OK, [200, 200]),
+        ([GET, GET], response(304, b"Content-Length: 5") + OK, [304, 200]),
+        ([GET, GET], response(204) + OK, [204, 200]),
+        ([GET, GET], response(100) + OK + response(103, b"Link: x") + response(102) + sized(500), [200, 500]),
         ([GET, GET], b"HTTP/1.1 200\nContent-Length : 2\n\nab" + OK, [200, 200]),
-        ([GET, GET], answer(200, b"CONTENT-LENGTH:5", b"content-length: 5 ", body=b"hello") + OK, [200, 200]),
-        ([GET, GET], answer(200, b"Content-Length: 3", b"Transfer-Encoding: chunked", body=b"0\n\n") + OK, [200, 200]),
-        ([GET], answer(999, b"Content-Length: 0"), [999]),
+        ([GET, GET], response(200, b"CONTENT-LENGTH:5", b"content-length: 5 ", body=b"hello") + OK, [200, 200]),
+        (
+            [GET, GET],
+            response(200, b"Content-Length: 3", b"Transfer-Encoding: chunked", body=b"0\n\n") + OK,
+            [200, 200],
+        ),
+        ([GET], response(999, b"Content-Length: 0"), [999]),
         ([UPGRADE, GET], OK + OK, [200, 200]),
         ([TUNNELED, GET], sized(403) + OK, [403, 200]),
     ],
@@ -104,7 +108,7 @@ def test_counted(way: Way, asked: list[int], data: bytes, statuses: list[int]) -
 
 
 @ways
-def test_equal_heads_are_answers_to_what_was_asked(way: Way) -> None:
+def test_equal_heads_are_responses_to_what_was_asked(way: Way) -> None:
     """What is remembered of the last head must not outlive its conditions."""
     framer = ResponseFramer(LIMIT, HeadMemory(LIMIT))
     for _ in range(3):
@@ -129,12 +133,12 @@ def test_equal_heads_are_answers_to_what_was_asked(way: Way) -> None:
         (b"HTTP/1.1 200 OK\r\nContent-", 1, 0),
         (sized(200)[:-1], 1, 1),
         (sized(200)[:-5], 1, 5),
-        (answer(200, b"Content-Length: 10000000000"), 1, 10_000_000_000),
-        (answer(200, b"Transfer-Encoding: chunked", body=b"5"), 1, 0),
-        (answer(200, b"Transfer-Encoding: chunked", body=b"5\r\n"), 1, 5),
-        (answer(200, b"Transfer-Encoding: chunked", body=b"5\r\nhello"), 1, 0),
-        (answer(200, b"Transfer-Encoding: chunked", body=b"0\r\nX: y\r\n"), 1, 0),
-        (answer(200), 1, ENDLESS),
+        (response(200, b"Content-Length: 10000000000"), 1, 10_000_000_000),
+        (response(200, b"Transfer-Encoding: chunked", body=b"5"), 1, 0),
+        (response(200, b"Transfer-Encoding: chunked", body=b"5\r\n"), 1, 5),
+        (response(200, b"Transfer-Encoding: chunked", body=b"5\r\nhello"), 1, 0),
+        (response(200, b"Transfer-Encoding: chunked", body=b"0\r\nX: y\r\n"), 1, 0),
+        (response(200), 1, ENDLESS),
         (sized(200), 0, 0),
     ],
 )
@@ -150,12 +154,12 @@ def test_under_way(data: bytes, outstanding: int, skippable: int) -> None:
     ("data", "closing"),
     [
         (OK, False),
-        (answer(200, b"Connection: close", b"Content-Length: 0"), True),
-        (answer(200, b"Connection: x", b"connection: Close", b"Content-Length: 0"), True),
-        (answer(200, b"Content-Length: 0", version=b"1.0"), True),
-        (answer(200, b"Connection: Keep-Alive", b"Content-Length: 0", version=b"1.0"), False),
-        (answer(200, body=b"until the end"), True),
-        (answer(200, b"Transfer-Encoding: gzip", body=b"until the end"), True),
+        (response(200, b"Connection: close", b"Content-Length: 0"), True),
+        (response(200, b"Connection: x", b"connection: Close", b"Content-Length: 0"), True),
+        (response(200, b"Content-Length: 0", version=b"1.0"), True),
+        (response(200, b"Connection: Keep-Alive", b"Content-Length: 0", version=b"1.0"), False),
+        (response(200, body=b"until the end"), True),
+        (response(200, b"Transfer-Encoding: gzip", body=b"until the end"), True),
     ],
 )
 def test_closing(way: Way, data: bytes, closing: bool) -> None:
@@ -171,20 +175,20 @@ def test_closing(way: Way, data: bytes, closing: bool) -> None:
     ("asked", "data", "closing"),
     [
         (GET, sized(200), False),
-        (HEAD, answer(200, b"connection: x, Keep-Alive", b"Content-Length: 5"), False),
-        (GET, answer(200, b"Content-Length: 0"), True),
-        (HEAD, answer(200, b"Content-Length: 5"), True),
+        (HEAD, response(200, b"connection: x, Keep-Alive", b"Content-Length: 5"), False),
+        (GET, response(200, b"Content-Length: 0"), True),
+        (HEAD, response(200, b"Content-Length: 5"), True),
         (GET, CHUNKED, True),
-        (GET, answer(200, b"Connection: close", b"Content-Length: 0"), True),
+        (GET, response(200, b"Connection: close", b"Content-Length: 0"), True),
     ],
 )
-def test_who_asks_by_http_1_0_keeps_the_connection_only_if_the_answer_says_so(
+def test_who_asks_by_http_1_0_keeps_the_connection_only_if_the_response_says_so(
     way: Way, asked: int, data: bytes, closing: bool
 ) -> None:
-    """Whatever version the answer has (RFC 9112, 9.3); another request before it, and its head, change nothing."""
+    """Whatever version the response has (RFC 9112, 9.3); another request before it, and its head, change nothing."""
     framer = ResponseFramer(LIMIT, HeadMemory(LIMIT))
     framer.expect(GET)
-    assert way(framer, answer(200, b"Content-Length: 0")) == [200]
+    assert way(framer, response(200, b"Content-Length: 0")) == [200]
     framer.expect(asked | KEEPING)
     assert way(framer, data) == [200]
     assert framer.closing is closing
@@ -204,10 +208,10 @@ def test_eof_in_the_middle() -> None:
 @pytest.mark.parametrize(
     ("asked", "data", "status", "tunnel"),
     [
-        (TUNNELED, answer(200, b"Content-Length: 5"), 200, True),
-        (TUNNELED, answer(299), 299, True),
-        (TUNNELED, answer(100) + sized(407), 407, False),
-        (UPGRADE, answer(101, b"Upgrade: x", b"Connection: upgrade"), 101, True),
+        (TUNNELED, response(200, b"Content-Length: 5"), 200, True),
+        (TUNNELED, response(299), 299, True),
+        (TUNNELED, response(100) + sized(407), 407, False),
+        (UPGRADE, response(101, b"Upgrade: x", b"Connection: upgrade"), 101, True),
         (UPGRADE, OK, 200, False),
     ],
 )
@@ -236,16 +240,16 @@ def test_tunnel(way: Way, asked: int, data: bytes, status: int, tunnel: bool) ->
         b"HTTP/1.1 abc\r\n\r\n",
         b"\r\n" + OK,
         b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * LIMIT,
-        answer(101),
-        answer(200, b"Content-Length: x"),
-        answer(200, b"Content-Length: -1"),
-        answer(200, b"Content-Length: 5", b"Content-Length: 6"),
-        answer(200, b"Content-Length: 99999999999999999999"),
-        answer(200, b"Transfer-Encoding: chunked", body=b"x\r\n"),
-        answer(200, b"Transfer-Encoding: chunked", body=b"-1\r\n"),
-        answer(200, b"Transfer-Encoding: chunked", body=b"1\r\nabc\r\n"),
-        answer(200, b"Transfer-Encoding: chunked", body=b"1;" + b"a" * LINE_BYTES),
-        answer(200, b"Transfer-Encoding: chunked", body=b"0\r\n" + b"X: y\r\n" * LIMIT),
+        response(101),
+        response(200, b"Content-Length: x"),
+        response(200, b"Content-Length: -1"),
+        response(200, b"Content-Length: 5", b"Content-Length: 6"),
+        response(200, b"Content-Length: 99999999999999999999"),
+        response(200, b"Transfer-Encoding: chunked", body=b"x\r\n"),
+        response(200, b"Transfer-Encoding: chunked", body=b"-1\r\n"),
+        response(200, b"Transfer-Encoding: chunked", body=b"1\r\nabc\r\n"),
+        response(200, b"Transfer-Encoding: chunked", body=b"1;" + b"a" * LINE_BYTES),
+        response(200, b"Transfer-Encoding: chunked", body=b"0\r\n" + b"X: y\r\n" * LIMIT),
         OK + OK,
     ],
 )
@@ -271,14 +275,14 @@ def test_a_timeout_of_an_idle_connection_is_no_garbage(way: Way, version: bytes)
     framer = ResponseFramer(LIMIT, HeadMemory(LIMIT))
     framer.expect(GET)
     assert way(framer, OK) == [200]
-    assert way(framer, answer(408, b"Content-Length: 0", b"Connection: close", version=version)) == []
+    assert way(framer, response(408, b"Content-Length: 0", b"Connection: close", version=version)) == []
     assert (framer.closing, framer.idled, framer.failed) == (True, True, False)
     assert framer.skippable() == ENDLESS
     assert framer.eof() == 0
 
 
 @ways
-def test_a_timeout_where_something_was_asked_is_its_answer(way: Way) -> None:
+def test_a_timeout_where_something_was_asked_is_its_response(way: Way) -> None:
     framer = ResponseFramer(LIMIT, HeadMemory(LIMIT))
     framer.expect(GET)
     assert way(framer, sized(408, b"")) == [408]
@@ -296,7 +300,18 @@ def test_whatever_else_is_unasked_is_garbage(way: Way, data: bytes) -> None:
 
 responses = st.one_of(
     st.sampled_from(
-        [OK, CHUNKED, sized(404), sized(408), answer(204), answer(100), answer(200), answer(101), b"0\r\n\r\n", b"\r\n"]
+        [
+            OK,
+            CHUNKED,
+            sized(404),
+            sized(408),
+            response(204),
+            response(100),
+            response(200),
+            response(101),
+            b"0\r\n\r\n",
+            b"\r\n",
+        ]
     ),
     st.binary(max_size=30),
     st.binary(max_size=40).map(lambda body: sized(200, body)),
@@ -319,7 +334,7 @@ def test_the_outcome_does_not_depend_on_the_slices(asked: list[int], data: bytes
     assert all(outcome == outcomes[0] for outcome in outcomes)
 
 
-def test_answers_that_find_no_room_are_garbage() -> None:
+def test_responses_that_find_no_room_are_garbage() -> None:
     """However many connections hold the beginning of a head, together they hold no more than the pool."""
     memory = HeadMemory(1000)
     framers = [ResponseFramer(LIMIT, memory) for _ in range(50)]
@@ -334,15 +349,15 @@ def test_answers_that_find_no_room_are_garbage() -> None:
 
 
 def test_a_connection_knows_what_another_was_answered() -> None:
-    """And is not misled by it where its own answer is another."""
+    """And is not misled by it where its own response is another."""
     first = ResponseFramer(LIMIT, HeadMemory(LIMIT))
-    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+    response = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
     first.expect(0)
-    assert first.feed(answer) == [200]
+    assert first.feed(response) == [200]
     for mine, statuses in (
-        (answer, [200]),
-        (answer.replace(b"200", b"404"), [404]),
-        (answer.replace(b"2\r", b"3\r") + b"!", [200]),
+        (response, [200]),
+        (response.replace(b"200", b"404"), [404]),
+        (response.replace(b"2\r", b"3\r") + b"!", [200]),
     ):
         second = ResponseFramer(LIMIT, HeadMemory(LIMIT), first)
         second.expect(0)
@@ -350,16 +365,16 @@ def test_a_connection_knows_what_another_was_answered() -> None:
         assert (second.outstanding, second.failed) == (0, False)
     second = ResponseFramer(LIMIT, HeadMemory(LIMIT), first)
     second.expect(NO_BODY)
-    assert list(second.feed(answer[:-2])) == [200]
+    assert list(second.feed(response[:-2])) == [200]
     assert (second.outstanding, second.skippable()) == (0, 0)
 
 
 @pytest.mark.parametrize("way", [whole, by_byte, randomly])
-def test_of_many_alike_each_is_the_answer_to_one_request(way: Way) -> None:
+def test_of_many_alike_each_is_the_response_to_one_request(way: Way) -> None:
     framer = ResponseFramer(LIMIT, HeadMemory(LIMIT))
     for flags in (GET, GET, GET, HEAD, GET, GET, GET):
         framer.expect(flags)
-    data = OK * 3 + answer(200, b"Server: x", b"Content-Length: 5", b"Connection: keep-alive") + OK + sized(404)
+    data = OK * 3 + response(200, b"Server: x", b"Content-Length: 5", b"Connection: keep-alive") + OK + sized(404)
     assert way(framer, data + OK[:-1]) == [200, 200, 200, 200, 200, 404, 200]
     assert framer.outstanding == 1
     assert way(framer, OK[-1:] + OK) == []
@@ -378,7 +393,7 @@ def test_what_is_owed_is_known_between_responses() -> None:
     assert framer.owed() is None
     framer.feed(OK[-1:])
     assert framer.owed() == (NO_BODY, 0)
-    framer.feed(answer(200, b"Content-Length: 7", b"Connection: close"))
+    framer.feed(response(200, b"Content-Length: 7", b"Connection: close"))
     assert framer.owed() is None
 
 
@@ -387,7 +402,7 @@ BEGUN = [b"HTTP/1.1 200 OK\r\n\r\nuntil the end", b"HTTP/1.1 200 OK\r\nContent-L
 
 
 @pytest.mark.parametrize("begun", BEGUN)
-def test_an_answer_that_began_to_a_request_of_which_nothing_went_is_nobodys(begun: bytes) -> None:
+def test_a_response_that_began_to_a_request_of_which_nothing_went_is_nobodys(begun: bytes) -> None:
     memory = HeadMemory(LIMIT)
     framer = ResponseFramer(LIMIT, memory)
     framer.expect(GET)
@@ -400,7 +415,7 @@ def test_an_answer_that_began_to_a_request_of_which_nothing_went_is_nobodys(begu
 
 
 @pytest.mark.parametrize("begun", BEGUN)
-def test_an_answer_that_began_to_the_request_before_stays_its(begun: bytes) -> None:
+def test_a_response_that_began_to_the_request_before_stays_its(begun: bytes) -> None:
     framer = ResponseFramer(LIMIT, HeadMemory(LIMIT))
     framer.expect(GET)
     framer.expect(GET)

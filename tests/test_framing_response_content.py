@@ -7,14 +7,21 @@ from hashlib import blake2b
 import pytest
 
 from tapmirror.events import CONNECT, NO_BODY, TUNNEL
-from tapmirror.exchange import Answer, Unpaired
-from tapmirror.framing.answers import DIGEST_BYTES, NOTHING, AnswerReader, ReaderBounds, ResponseMemory, memory_of
+from tapmirror.exchange import Response, Unpaired
+from tapmirror.framing.response_content import (
+    DIGEST_BYTES,
+    NOTHING,
+    ContentReader,
+    ReaderBounds,
+    ResponseMemory,
+    memory_of,
+)
 
 BOUNDS = ReaderBounds(head_bytes=1000, hash_bytes=10_000, awaited=8)
 
 
-def make(*flags: int, body_limit: int = 100, memory: int = 1 << 20) -> AnswerReader:
-    reader = AnswerReader(BOUNDS, ResponseMemory(memory))
+def make(*flags: int, body_limit: int = 100, memory: int = 1 << 20) -> ContentReader:
+    reader = ContentReader(BOUNDS, ResponseMemory(memory))
     for n, each in enumerate(flags):
         reader.expect(each, body_limit, n)
     return reader
@@ -48,21 +55,21 @@ CASES: dict[str, tuple[tuple[int, ...], bytes, list[tuple[int, bytes]]]] = {
 }
 
 
-def read(reader: AnswerReader, pieces: list[bytes]) -> list[tuple[int, Answer]]:
+def read(reader: ContentReader, pieces: list[bytes]) -> list[tuple[int, Response]]:
     return [found for n, piece in enumerate(pieces) for found in reader.feed(memoryview(piece), 10 + n)]
 
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("size", [1, 7, 1 << 20])
-def test_answers_come_with_their_requests(name: str, size: int) -> None:
+def test_responses_come_with_their_requests(name: str, size: int) -> None:
     flags, data, want = CASES[name]
     reader = make(*flags)
     pieces = [data[at : at + size] for at in range(0, len(data), size)]
     found = read(reader, pieces)
-    assert [(token, answer.status, answer.body) for token, answer in found] == [
+    assert [(token, response.status, response.body) for token, response in found] == [
         (n, status, body) for n, (status, body) in enumerate(want)
     ]
-    assert all(answer.whole and answer.length == len(answer.body) for _, answer in found)
+    assert all(response.whole and response.length == len(response.body) for _, response in found)
 
 
 def test_times_are_of_the_first_byte_of_the_final_head_and_of_the_last_byte() -> None:
@@ -76,11 +83,11 @@ def test_until_the_end_of_the_connection() -> None:
     reader = make(0)
     assert not reader.feed(b"HTTP/1.0 200 OK\r\n\r\nab", 1)
     assert not reader.feed(b"c", 2)
-    ((_, answer),) = reader.end(3, False)
-    assert (answer.body, answer.last_ns) == (b"abc", 3)
+    ((_, response),) = reader.end(3, False)
+    assert (response.body, response.last_ns) == (b"abc", 3)
 
 
-def test_a_reset_does_not_complete_an_answer() -> None:
+def test_a_reset_does_not_complete_a_response() -> None:
     reader = make(0)
     reader.feed(b"HTTP/1.0 200 OK\r\n\r\nab", 1)
     assert not reader.end(3, True)
@@ -92,11 +99,11 @@ def test_a_long_body_is_kept_in_part_and_hashed_whole(size: int) -> None:
     body = bytes(range(256)) * 4
     reader = make(0)
     data = plain(body)
-    ((_, answer),) = read(reader, [data[at : at + size] for at in range(0, len(data), size)])
-    assert answer.length == 1024
-    assert answer.body == body[: len(answer.body)]
-    assert 93 <= len(answer.body) <= 100
-    assert answer.digest == blake2b(body, digest_size=DIGEST_BYTES).digest()
+    ((_, response),) = read(reader, [data[at : at + size] for at in range(0, len(data), size)])
+    assert response.length == 1024
+    assert response.body == body[: len(response.body)]
+    assert 93 <= len(response.body) <= 100
+    assert response.digest == blake2b(body, digest_size=DIGEST_BYTES).digest()
 
 
 def test_a_body_longer_than_is_hashed_has_no_digest_and_may_be_skipped() -> None:
@@ -105,31 +112,31 @@ def test_a_body_longer_than_is_hashed_has_no_digest_and_may_be_skipped() -> None
     assert not reader.skippable()
     reader.feed(bytes(10_001), 1)
     assert reader.skippable() == 10_000_000_000 - 10_001
-    ((_, answer),) = reader.gap(reader.skippable(), 2)
-    assert (answer.length, answer.digest, answer.body) == (10_000_000_000, b"", b"")
+    ((_, response),) = reader.gap(reader.skippable(), 2)
+    assert (response.length, response.digest, response.body) == (10_000_000_000, b"", b"")
 
 
 def test_a_body_that_does_not_matter_is_skipped() -> None:
     reader = make(0, body_limit=NOTHING)
     reader.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nab", 1)
     assert reader.skippable() == 8
-    ((_, answer),) = reader.gap(8, 2)
-    assert (answer.length, answer.body) == (10, b"")
+    ((_, response),) = reader.gap(8, 2)
+    assert (response.length, response.body) == (10, b"")
 
 
-def test_an_answer_like_the_last_one_is_known() -> None:
+def test_a_response_like_the_last_one_is_known() -> None:
     reader = make(0, 0, 0, NO_BODY, body_limit=NOTHING)
     one, other = plain(b"one"), plain(b"one", 404)
     for data, status in ((one, 200), (one, 200), (other, 404)):
-        ((_, answer),) = reader.feed(memoryview(data), 1)
-        assert (answer.status, answer.head, answer.length) == (status, data[:-3], 3)
-    ((_, answer),) = reader.feed(other[:-3], 1)
-    assert (answer.status, answer.length) == (404, 0)
+        ((_, response),) = reader.feed(memoryview(data), 1)
+        assert (response.status, response.head, response.length) == (status, data[:-3], 3)
+    ((_, response),) = reader.feed(other[:-3], 1)
+    assert (response.status, response.length) == (404, 0)
 
 
 @pytest.mark.parametrize("body_limit", [NOTHING, 100])
 @pytest.mark.parametrize("cut", [0, 1, 40])
-def test_several_answers_in_one_piece(body_limit: int, cut: int) -> None:
+def test_several_responses_in_one_piece(body_limit: int, cut: int) -> None:
     reader = make(0, 0, NO_BODY, 0, 0, body_limit=body_limit)
     whole = (
         plain(b"one")
@@ -139,14 +146,14 @@ def test_several_answers_in_one_piece(body_limit: int, cut: int) -> None:
         + plain(b"five")
     )
     found = read(reader, [whole[: len(whole) - cut], whole[len(whole) - cut :]])
-    assert [(token, answer.length) for token, answer in found] == [(0, 3), (1, 3), (2, 0), (3, 4), (4, 4)]
+    assert [(token, response.length) for token, response in found] == [(0, 3), (1, 3), (2, 0), (3, 4), (4, 4)]
     assert reader.idle and not reader.outstanding
 
 
 def test_all_readers_share_the_room_for_bodies() -> None:
     head = len(plain(b"12345678")) - 8
     memory = ResponseMemory(2 * head + 10)
-    one, other = AnswerReader(BOUNDS, memory), AnswerReader(BOUNDS, memory)
+    one, other = ContentReader(BOUNDS, memory), ContentReader(BOUNDS, memory)
     one.expect(0, 100, 1)
     other.expect(0, 100, 2)
     ((_, first),) = one.feed(plain(b"12345678"), 1)
@@ -185,7 +192,7 @@ def test_a_head_without_room_is_not_kept(whole: bool, how: str) -> None:
     length = "Content-Length: 0" if how == "plain" else "Transfer-Encoding: chunked"
     head = f"HTTP/1.1 200 OK\r\nX: {'x' * 300}\r\n{length}\r\n\r\n".encode()
     memory = ResponseMemory(500)
-    readers = [AnswerReader(BOUNDS, memory) for _ in range(3)]
+    readers = [ContentReader(BOUNDS, memory) for _ in range(3)]
     for n, reader in enumerate(readers):
         reader.expect(0, 100, n)
         reader.feed(head if whole else head[:-2], 1)
@@ -201,37 +208,37 @@ def test_a_head_without_room_is_not_kept(whole: bool, how: str) -> None:
 def test_a_hole_in_a_body_is_that_bodys_loss_only() -> None:
     reader = make(0, 0)
     assert not reader.feed(plain(b"0123456789")[:-8], 1)
-    ((_, answer),) = reader.gap(8, 2)
-    assert not answer.whole
-    assert answer.length == 10
-    ((_, answer),) = reader.feed(plain(b"x"), 3)
-    assert answer.body == b"x"
+    ((_, response),) = reader.gap(8, 2)
+    assert not response.whole
+    assert response.length == 10
+    ((_, response),) = reader.feed(plain(b"x"), 3)
+    assert response.body == b"x"
 
 
 def test_a_hole_in_a_chunk_is_that_bodys_loss_only() -> None:
     reader = make(0)
     reader.feed(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n", 1)
     reader.gap(5, 2)
-    ((_, answer),) = reader.feed(b"\r\n0\r\n\r\n", 3)
-    assert (answer.length, answer.whole) == (5, False)
+    ((_, response),) = reader.feed(b"\r\n0\r\n\r\n", 3)
+    assert (response.length, response.whole) == (5, False)
 
 
 @pytest.mark.parametrize("seen", [b"5\r\nab", b"5", b"5\r\nhello", b"5\r\nhello\r\n0\r\n", b"5\r\nhello\r\n0\r\nA: "])
-def test_after_a_hole_beyond_a_chunk_the_answer_goes_on_until_somebody_says(seen: bytes) -> None:
+def test_after_a_hole_beyond_a_chunk_the_response_goes_on_until_somebody_says(seen: bytes) -> None:
     reader = make(0)
     memory = reader._memory.free
     assert not reader.feed(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + seen, 1)
     assert not reader.gap(500, 7) and reader.end_unknown
     assert not reader.feed(b"HTTP", 8) and not reader.gap(20, 9) and reader.end_unknown
-    ((token, answer),) = reader.finish_implied()
-    assert (token, answer.status, answer.whole, answer.first_ns, answer.last_ns) == (0, 200, False, 1, 8)
-    assert reader._memory.free == memory - memory_of(answer)
+    ((token, response),) = reader.finish_implied()
+    assert (token, response.status, response.whole, response.first_ns, response.last_ns) == (0, 200, False, 1, 8)
+    assert reader._memory.free == memory - memory_of(response)
     reader.expect(0, 10, "next")
     assert [token for token, _ in reader.feed(plain(b"x"), 4)] == ["next"]
 
 
 @pytest.mark.parametrize("reason", [Unpaired.GAP, Unpaired.CUT])
-def test_amid_such_an_answer_another_one_begins(reason: Unpaired) -> None:
+def test_amid_such_a_response_another_one_begins(reason: Unpaired) -> None:
     reader = make(0)
     reader.feed(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", 1)
     reader.gap(500, 2, reason)
@@ -240,11 +247,11 @@ def test_amid_such_an_answer_another_one_begins(reason: Unpaired) -> None:
 
 
 @pytest.mark.parametrize(("reset", "count"), [(False, 1), (True, 0)])
-def test_the_end_of_the_connection_is_the_end_of_such_an_answer(reset: bool, count: int) -> None:
+def test_the_end_of_the_connection_is_the_end_of_such_a_response(reset: bool, count: int) -> None:
     reader = make(0)
     reader.feed(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", 1)
     reader.gap(500, 2)
-    assert [answer.last_ns for _, answer in reader.end(3, reset=reset)] == [1] * count
+    assert [response.last_ns for _, response in reader.end(3, reset=reset)] == [1] * count
 
 
 @pytest.mark.parametrize(
@@ -277,20 +284,20 @@ def test_any_other_hole_ends_what_is_certain(before: bytes, size: int) -> None:
         b"HTTP/1.1 101 Up\r\n\r\n",
     ],
 )
-def test_what_is_no_answer_is_read_no_further(data: bytes) -> None:
+def test_what_is_no_response_is_read_no_further(data: bytes) -> None:
     reader = make(0)
     assert not reader.feed(data, 1)
     assert reader.broken is Unpaired.UNPARSED
     assert not reader.feed(plain(b"x"), 2)
 
 
-def test_an_answer_to_nothing_is_an_error_of_order() -> None:
+def test_a_response_to_nothing_is_an_error_of_order() -> None:
     reader = make()
     reader.feed(plain(b"x"), 1)
     assert reader.broken is Unpaired.ORDER
 
 
-def test_requests_without_an_answer_are_bounded() -> None:
+def test_requests_without_a_response_are_bounded() -> None:
     reader = make(*[0] * 9)
     assert reader.broken is Unpaired.LIMIT
     assert len(reader.give_up()) == 9
@@ -299,7 +306,7 @@ def test_requests_without_an_answer_are_bounded() -> None:
 @pytest.mark.parametrize(
     "begun", [b"HTTP/1.1 200 OK\r\n\r\nuntil the end", plain(b"hello")[:-1], CHUNKED[:-20], b"HTTP/1.1 2"]
 )
-def test_an_answer_that_began_to_a_request_of_which_nothing_went_is_nobodys(begun: bytes) -> None:
+def test_a_response_that_began_to_a_request_of_which_nothing_went_is_nobodys(begun: bytes) -> None:
     reader = make(0)
     assert read(reader, [begun]) == []
     reader.withdraw()

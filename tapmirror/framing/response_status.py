@@ -26,7 +26,7 @@ from typing import Final, TypeAlias
 
 from tapmirror.events import CONNECT, KEEPING, NO_BODY, TUNNEL, Buffer
 from tapmirror.framing.memory import HeadMemory
-from tapmirror.framing.response import (
+from tapmirror.framing.response_end import (
     BODY,
     CHUNK_DATA,
     DISCARD,
@@ -84,11 +84,11 @@ class ResponseFramer(ResponseReader[int]):
         self.failed = False
         """What came is not HTTP, or answers nothing.  Everything else is discarded."""
         self.idled = False
-        """The shadow closes the connection for being idle too long, so the number of answers on it means nothing."""
+        """The shadow closes the connection for being idle too long, so the number of responses on it means nothing."""
         self.tunnel: bool | None = None
-        """Whether the last CONNECT or Upgrade request was accepted; None: no answer yet."""
+        """Whether the last CONNECT or Upgrade request was accepted; None: no response yet."""
         self.offered = False
-        """An Upgrade request has no answer yet: whether HTTP/1 can follow is not known."""
+        """An Upgrade request has no response yet: whether HTTP/1 can follow is not known."""
         self.upgraded = False
         """It was an Upgrade and was accepted: no HTTP/1 can follow on this connection."""
 
@@ -122,7 +122,7 @@ class ResponseFramer(ResponseReader[int]):
         return tuple(self.awaited)
 
     def expect(self, flags: int) -> None:
-        """A request with these flags (as of its first `Part`) is sent: call it before its answer can come."""
+        """A request with these flags (as of its first `Part`) is sent: call it before its response can come."""
         if flags < NO_BODY:  # nothing but where it begins and ends
             self.awaited.append(0)
             return
@@ -230,7 +230,7 @@ class ResponseFramer(ResponseReader[int]):
         return pos if self._read_head(head, out) else self._fail(data)
 
     def _unasked(self, data: Buffer, pos: int) -> int:
-        """Take bytes that come while no request waits for an answer."""
+        """Take bytes that come while no request waits for a response."""
         buffer = self._buffer
         piece = data[pos : pos + len(_TIMEOUTS[0]) - len(buffer)]
         buffer += piece

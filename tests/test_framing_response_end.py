@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from tapmirror.events import Buffer
-from tapmirror.framing.response import CHUNK_SIZE, UNTIL_END, ResponseReader
+from tapmirror.framing.response_end import CHUNK_SIZE, UNTIL_END, ResponseReader
 
 HEAD_BYTES = 40
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shadow's answers: read and discarded.
+"""The shadow's responses: read and discarded.
 
-Raw answers are discarded in the kernel (`MSG_TRUNC`, tcp(7)), HTTP answers are framed for their status and
+Raw responses are discarded in the kernel (`MSG_TRUNC`, tcp(7)), HTTP responses are framed for their status and
 their bodies discarded.  A busy connection is woken only for `LAZY_BYTES` of them (`SO_RCVLOWAT`).
 """
 
@@ -17,7 +17,8 @@ from tapmirror.replay.lane import Lane
 from tapmirror.replay.tls import TlsSocket
 
 LAZY_BYTES: Final = 16_384
-"""Bytes of answers that wake the loop on a busy connection: some twenty small ones, far less than a receive buffer."""
+"""Bytes of responses that wake the loop on a busy connection: some twenty small ones, far less than a receive
+buffer."""
 LOOK_BYTES: Final = 24_576
 """Bytes of a read that are inspected: rarely more is there, and the worst content takes 15 ms."""
 DISCARD_BYTES: Final = 1 << 20
@@ -26,13 +27,13 @@ DISCARD_BYTES: Final = 1 << 20
 _CLASSES: Final = ["other", "1xx", "2xx", "3xx", "4xx", "5xx", "other", "other", "other", "other"]
 
 
-class Answers:
+class Responses:
     """Reads of all connections to one shadow.  `paced`: their time and size matter (pacing `wait`)."""
 
     __slots__ = ("_buffer", "_counts", "_paced", "_view", "_waste")
 
     def __init__(self, ledger: Ledger, *, paced: bool) -> None:
-        self._counts = ledger.answers
+        self._counts = ledger.responses
         self._paced = paced
         self._buffer = bytearray(LOOK_BYTES)
         self._view = memoryview(self._buffer)
@@ -58,7 +59,7 @@ class Answers:
         return LOOK_BYTES, count
 
     def take(self, lane: Lane, data: Buffer) -> None:
-        """Frame and count what was read of HTTP answers."""
+        """Frame and count what was read of HTTP responses."""
         framer = lane.framer
         assert framer is not None
         statuses = framer.feed(data)

@@ -4,18 +4,18 @@ kept.
 
 Theory of operation
 -------------------
-As in `responses`, answers come in the order of the requests (RFC 9112, 9.3.2), and the length of each body follows from
-RFC 9112, 6.3.  Here the caller gives a token with each expected request, and gets it back with the answer.  So this is
-the only place that decides which answer belongs to which request.
+As in `response_status`, responses come in the order of the requests (RFC 9112, 9.3.2), and the length of each body
+follows from RFC 9112, 6.3.  Here the caller gives a token with each expected request, and gets it back with the
+response.  So this is the only place that decides which response belongs to which request.
 
 Both sides are read in this way.  A shadow may be hostile, so it is read leniently and within bounds.  Production's
 stream has holes.  A hole inside a body of known length costs only that body.  A hole inside a chunked body hides where
-the body ends: if no other answer is owed, its end is unknown (`end_unknown`), and the caller, who sees what the client
-does next, says when the answer is complete (`finish_implied`).  Any other hole hides how many answers went by.  Then
-nothing is read (`broken`) until the caller knows a point at which an answer must begin (`resync`).  The same happens if
-there is no room for a head; a body without room is hashed.
+the body ends: if no other response is owed, its end is unknown (`end_unknown`), and the caller, who sees what the
+client does next, says when the response is complete (`finish_implied`).  Any other hole hides how many responses went
+by.  Then nothing is read (`broken`) until the caller knows a point at which a response must begin (`resync`).  The same
+happens if there is no room for a head; a body without room is hashed.
 
-Pure: bytes and times in, answers out.
+Pure: bytes and times in, responses out.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from tapmirror.events import CONNECT, NO_BODY, TUNNEL, Buffer
-from tapmirror.exchange import Answer, Unpaired
-from tapmirror.framing.response import (
+from tapmirror.exchange import Response, Unpaired
+from tapmirror.framing.response_end import (
     BODY,
     CHUNK_DATA,
     CHUNK_END,
@@ -53,7 +53,7 @@ SMALL: Final = 512
 """Pieces of a body that are shorter than this are joined as they come: a shadow may send chunks of one byte, and an
 object for each would take 43 bytes."""
 NOTHING: Final = -1
-"""`body_limit` of a request whose answer's body does not matter: it is skipped by its length."""
+"""`body_limit` of a request whose response's body does not matter: it is skipped by its length."""
 DIGEST_BYTES: Final = 16
 """Bytes of a digest: with 128 bits, two different bodies have the same digest neither by chance nor on purpose."""
 
@@ -71,13 +71,13 @@ class ReaderBounds(msgspec.Struct, frozen=True):
     hash_bytes: int
     """Bytes of the longest body that gets a digest."""
     awaited: int
-    """Most requests without an answer."""
+    """Most requests without a response."""
 
 
 class ResponseMemory:
-    """Bytes that all readers of a worker may keep of answers.
+    """Bytes that all readers of a worker may keep of responses.
 
-    Whoever is done with an answer gives back its `memory_of`.
+    Whoever is done with a response gives back its `memory_of`.
     """
 
     __slots__ = ("free",)
@@ -86,13 +86,13 @@ class ResponseMemory:
         self.free = free
 
 
-def memory_of(answer: Answer) -> int:
-    """Bytes of the room that an answer takes."""
-    return len(answer.head) + len(answer.body)
+def memory_of(response: Response) -> int:
+    """Bytes of the room that a response takes."""
+    return len(response.head) + len(response.body)
 
 
-class AnswerReader(ResponseReader[tuple[Any, Answer]]):
-    """The answers on one side of one connection."""
+class ContentReader(ResponseReader[tuple[Any, Response]]):
+    """The responses on one side of one connection."""
 
     __slots__ = (
         "_before",
@@ -121,13 +121,13 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         self._bounds = bounds
         self._memory = memory
         self.awaited: deque[tuple[int, int, Any]] = deque()
-        """Requests whose answer is not complete (`outstanding`): flags, keep, token."""
+        """Requests whose response is not complete (`outstanding`): flags, keep, token."""
         self._now = self._first = self._before = 0
         self.broken: Unpaired | None = None
         """Why nothing is read any more, if so."""
         self.end_unknown_reason = Unpaired.GAP
-        """Why the end of the last answer with an unknown end is unknown."""
-        self._known = b""  # the last plain head, the length of its body, and its status: see `responses`
+        """Why the end of the last response with an unknown end is unknown."""
+        self._known = b""  # the last plain head, the length of its body, and its status: see `response_status`
         self._known_length = 0
         self._known_status = 0
         self._status = 0
@@ -141,18 +141,18 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
 
     @property
     def outstanding(self) -> int:
-        """Requests whose answer is not complete."""
+        """Requests whose response is not complete."""
         return len(self.awaited)
 
     @property
     def idle(self) -> bool:
-        """Whether the reader is between two answers and holds nothing of one."""
+        """Whether the reader is between two responses and holds nothing of one."""
         return self._state == NEXT
 
     def expect(self, flags: int, body_limit: int, token: Any) -> None:
-        """A request with these flags (as of its first `Part`): call it before its answer can come.
+        """A request with these flags (as of its first `Part`): call it before its response can come.
 
-        `body_limit` is how many bytes of the answer's body are kept (NOTHING: its body does not matter at all).
+        `body_limit` is how many bytes of the response's body are kept (NOTHING: its body does not matter at all).
         """
         if self.broken is None:
             if len(self.awaited) >= self._bounds.awaited:
@@ -161,20 +161,20 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
             self.awaited.append((marks, body_limit, token))
 
     def withdraw(self) -> None:
-        """Nothing was sent of the last expected request, so no answer to it will come."""
+        """Nothing was sent of the last expected request, so no response to it will come."""
         if self.broken is None and self.awaited:
             self.awaited.pop()
             if not self.awaited and self._state != NEXT:  # what has begun to come answers nobody
                 self._break(Unpaired.ORDER)
 
-    def feed(self, data: Buffer, time_ns: int) -> Sequence[tuple[Any, Answer]]:
-        """Take the next bytes: the answers that they complete, each with its request's token."""
+    def feed(self, data: Buffer, time_ns: int) -> Sequence[tuple[Any, Response]]:
+        """Take the next bytes: the responses that they complete, each with its request's token."""
         if self.broken is not None:
             return _NONE
         self._now = time_ns
         pos, size = 0, len(data)
-        out: list[tuple[Any, Answer]] = []
-        while pos < size and not self._state and self.awaited:  # the common case: plain answers, each of them whole
+        out: list[tuple[Any, Response]] = []
+        while pos < size and not self._state and self.awaited:  # the common case: plain responses, each of them whole
             end = self._take_plain(data, pos, size, out)
             if end == size:
                 return out
@@ -190,8 +190,8 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
                 self._break(Unpaired.LIMIT)
         return out
 
-    def _take_plain(self, data: Buffer, pos: int, size: int, out: list[tuple[Any, Answer]]) -> int:
-        """Take a plain answer that is complete in `data`; returns where it ends, or 0."""
+    def _take_plain(self, data: Buffer, pos: int, size: int, out: list[tuple[Any, Response]]) -> int:
+        """Take a plain response that is complete in `data`; returns where it ends, or 0."""
         flags, body_limit, token = self.awaited[0]
         if flags:
             return 0
@@ -216,16 +216,16 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         memory.free -= kept
         self.awaited.popleft()
         body = bytes(data[body_at:end]) if body_limit > 0 else b""
-        out.append((token, Answer(self._known_status, head, body, length, b"", True, now, now, self._before)))
+        out.append((token, Response(self._known_status, head, body, length, b"", True, now, now, self._before)))
         self._before = now
         return end
 
-    def gap(self, size: int, time_ns: int, reason: Unpaired = Unpaired.GAP) -> Sequence[tuple[Any, Answer]]:
+    def gap(self, size: int, time_ns: int, reason: Unpaired = Unpaired.GAP) -> Sequence[tuple[Any, Response]]:
         """`size` bytes were not seen, or not looked at (`skippable`).  If they are needed it is broken for `reason`."""
         if self.broken is not None:
             return _NONE
         before, self._now = self._now, time_ns
-        out: list[tuple[Any, Answer]] = []
+        out: list[tuple[Any, Response]] = []
         if self._state in (BODY, CHUNK_DATA) and size <= self._remaining:
             self._whole = False
             self._length += size
@@ -249,12 +249,12 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
 
     @property
     def end_unknown(self) -> bool:
-        """Whether an answer is in progress whose end will not be seen."""
+        """Whether a response is in progress whose end will not be seen."""
         return self._state == END_UNKNOWN and self.broken is None
 
-    def finish_implied(self) -> Sequence[tuple[Any, Answer]]:
-        """That answer is complete: the last byte that was seen was its last one."""
-        out: list[tuple[Any, Answer]] = []
+    def finish_implied(self) -> Sequence[tuple[Any, Response]]:
+        """That response is complete: the last byte that was seen was its last one."""
+        out: list[tuple[Any, Response]] = []
         self._answered(out)
         return out
 
@@ -269,9 +269,9 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
                 return ENDLESS
         return 0
 
-    def end(self, time_ns: int, reset: bool) -> Sequence[tuple[Any, Answer]]:
-        """The side closed its stream; that ends the body of an answer whose length nothing else tells."""
-        out: list[tuple[Any, Answer]] = []
+    def end(self, time_ns: int, reset: bool) -> Sequence[tuple[Any, Response]]:
+        """The side closed its stream; that ends the body of a response whose length nothing else tells."""
+        out: list[tuple[Any, Response]] = []
         if self._state == UNTIL_END and not reset and self.broken is None:
             self._now = time_ns
             self._answered(out)
@@ -280,7 +280,7 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         return out
 
     def give_up(self) -> list[Any]:
-        """Forget everything in progress; returns the tokens of the requests without an answer."""
+        """Forget everything in progress; returns the tokens of the requests without a response."""
         tokens = [token for _, _, token in self.awaited]
         self.awaited.clear()
         self._memory.free += len(self._buffer) + len(self._head) + sum(map(len, self._body))
@@ -290,14 +290,14 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         return tokens
 
     def resync(self) -> None:
-        """After `give_up`: the next byte is the first of the answer to the request that is expected next."""
+        """After `give_up`: the next byte is the first of the response to the request that is expected next."""
         self.broken = None
         self._state = NEXT
 
     # --- one step each: take bytes of `data` from `pos` on, say where the next step begins
 
-    def _next(self, data: Buffer, pos: int, out: list[tuple[Any, Answer]]) -> int:
-        """Begin the next answer: the common case, in which its head lies whole in `data`."""
+    def _next(self, data: Buffer, pos: int, out: list[tuple[Any, Response]]) -> int:
+        """Begin the next response: the common case, in which its head lies whole in `data`."""
         if not self.awaited:
             return self._fail(data)
         flags, body_limit, _ = self.awaited[0]
@@ -313,7 +313,7 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         self._state = HEAD
         return pos
 
-    def _read_head(self, data: Buffer, pos: int, out: list[tuple[Any, Answer]]) -> int:
+    def _read_head(self, data: Buffer, pos: int, out: list[tuple[Any, Response]]) -> int:
         buffer = self._buffer
         scanned = len(buffer)
         piece = data[pos : pos + self._bounds.head_bytes - scanned]
@@ -327,7 +327,7 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         buffer.clear()
         return pos + len(head) - scanned if self._interpret(head, out) else self._fail(data)
 
-    def _run(self, data: Buffer, pos: int, out: list[tuple[Any, Answer]]) -> int:
+    def _run(self, data: Buffer, pos: int, out: list[tuple[Any, Response]]) -> int:
         taken = min(len(data) - pos, self._remaining)
         self._take(data, pos, taken)
         self._remaining -= taken
@@ -335,12 +335,12 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
             self._run_ended(out)
         return pos + taken
 
-    def _until_end(self, data: Buffer, pos: int, out: list[tuple[Any, Answer]]) -> int:
+    def _until_end(self, data: Buffer, pos: int, out: list[tuple[Any, Response]]) -> int:
         self._take(data, pos, len(data) - pos)
         return len(data)
 
-    def _drift(self, data: Buffer, pos: int, out: list[tuple[Any, Answer]]) -> int:
-        """Take bytes that belong to a body, as far as is known; another answer would begin its own segment."""
+    def _drift(self, data: Buffer, pos: int, out: list[tuple[Any, Response]]) -> int:
+        """Take bytes that belong to a body, as far as is known; another response would begin its own segment."""
         if bytes(data[pos : pos + len(PREFIX)]) == PREFIX:
             self._break(self.end_unknown_reason)
         self._length += len(data) - pos
@@ -349,7 +349,7 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
     # --- what the steps share
 
     def _start(self, status: int, head: bytes, body_limit: int) -> bool:
-        """Begin a final answer, whose body may follow; False: there is no room for it."""
+        """Begin a final response, whose body may follow; False: there is no room for it."""
         if len(head) > self._memory.free:
             self._break(Unpaired.LIMIT)
             return False
@@ -362,7 +362,7 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         self._whole = True
         return True
 
-    def _interpret(self, head: bytes, out: list[tuple[Any, Answer]]) -> bool:
+    def _interpret(self, head: bytes, out: list[tuple[Any, Response]]) -> bool:
         """Act on a whole head; False if it is none, or has no room.  RFC 9112, 6.3 gives the order of the cases."""
         line = STATUS_LINE.match(head)
         if line is None:
@@ -412,7 +412,7 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         else:
             body.append(bytearray(piece))
 
-    def _answered(self, out: list[tuple[Any, Answer]]) -> None:
+    def _answered(self, out: list[tuple[Any, Response]]) -> None:
         digest = b""
         if self._hashed is not None and self._digest and self._whole:
             digest = self._hashed.digest()
@@ -421,7 +421,7 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         out.append(
             (
                 self.awaited.popleft()[2],
-                Answer(
+                Response(
                     self._status,
                     self._head,
                     body[0] if len(body) == 1 and isinstance(body[0], bytes) else b"".join(body),
@@ -448,17 +448,17 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         return len(data)
 
 
-_Step: TypeAlias = Callable[[AnswerReader, Buffer, int, list[tuple[Any, Answer]]], int]
+_Step: TypeAlias = Callable[[ContentReader, Buffer, int, list[tuple[Any, Response]]], int]
 _STEPS: Final[tuple[_Step, ...]] = (
-    AnswerReader._next,
-    AnswerReader._read_head,
-    AnswerReader._run,
-    AnswerReader._chunk_size,
-    AnswerReader._run,
-    AnswerReader._chunk_end,
-    AnswerReader._trailer,
-    AnswerReader._until_end,
-    AnswerReader._discard,
-    AnswerReader._drift,
+    ContentReader._next,
+    ContentReader._read_head,
+    ContentReader._run,
+    ContentReader._chunk_size,
+    ContentReader._run,
+    ContentReader._chunk_end,
+    ContentReader._trailer,
+    ContentReader._until_end,
+    ContentReader._discard,
+    ContentReader._drift,
 )
 """The method that takes bytes in each state."""

@@ -26,7 +26,7 @@ LINE_BYTES: Final = 4096
 ENDLESS: Final = 1 << 62
 """What `skippable` says when the body ends with the connection, or nothing matters any more."""
 KNOWN_BYTES: Final = 1024
-"""Longest head that is remembered.  A server's answers to one client often differ in the body and, once a
+"""Longest head that is remembered.  A server's responses to one client often differ in the body and, once a
 second, in the Date only; a head that is equal to the last means the same and need not be parsed."""
 
 _PLAIN_LINES: Final = (
